@@ -1,0 +1,6 @@
+include "core/linux.pxd"
+include "core/native.pxd"
+include "core/http1.pxd"
+include "core/shm.pxd"
+include "core/connection.pxd"
+include "core/balance.pxd"

@@ -1,0 +1,78 @@
+# HTTP/1.1 framing (RFC 9112): pure functions over a byte span. They look at bytes and fill plain structs; no allocation,
+# no I/O, no state outside their arguments.
+
+cdef struct Span:
+    uint32_t start
+    uint32_t length
+
+cdef enum:                      # outcome of every parser below; values >= HTTP_REJECT name the reason of a refusal
+    HTTP_NEED_MORE = 0
+    HTTP_OK = 1
+    HTTP_REJECT = 16
+    # the reasons follow in http1.pyx's order (HttpReason)
+
+cdef enum:                      # HttpHead.body
+    BODY_NONE = 0
+    BODY_LENGTH = 1
+    BODY_CHUNKED = 2
+    BODY_UNTIL_CLOSE = 3        # responses only
+
+cdef enum:                      # HttpHead.method
+    METHOD_OTHER = 0
+    METHOD_GET
+    METHOD_HEAD
+    METHOD_POST
+    METHOD_PUT
+    METHOD_DELETE
+    METHOD_OPTIONS
+    METHOD_TRACE
+    METHOD_PATCH
+    METHOD_CONNECT
+
+cdef enum:                      # HttpHead.flags
+    HEAD_CLOSE = 1              # Connection: close
+    HEAD_KEEP_ALIVE = 2         # Connection: keep-alive (matters for HTTP/1.0)
+    HEAD_UPGRADE = 4            # Connection names upgrade and an Upgrade field is present
+    HEAD_EXPECT_CONTINUE = 8
+
+cdef enum:
+    MAX_CUTS = 32
+
+cdef struct HttpHead:
+    uint32_t length             # bytes of the head, the final empty line included
+    uint8_t minor               # 0 or 1
+    uint8_t method
+    uint16_t status             # responses
+    uint8_t body
+    uint8_t flags
+    uint16_t cut_count
+    uint64_t content_length     # with BODY_LENGTH
+    Span target                 # request-target as received
+    Span host                   # uri-host of Host (or of the absolute form) without the port
+    Span service                # value of the configured service header, or length 0
+    Span cuts[32]               # whole lines, CRLF included, in order: hop-by-hop fields that must not be forwarded
+
+cdef struct ChunkState:
+    uint64_t remaining          # data bytes left in the current chunk
+    uint32_t trailer_bytes      # of the trailer section so far, bounded
+    uint8_t phase               # 0 at the start of a body
+    uint8_t digits
+
+# Looks for the end of a head in p[0:length], going on from *scanned (0 at first, then kept by the caller). Refuses bare
+# LF and a head longer than max_length as soon as it is seen. *head_length is set with HTTP_OK.
+# Empty lines before a request line are not its business: see http1_skip_empty.
+cdef int http1_find_end(const uint8_t *p, uint32_t length, uint32_t max_length, uint32_t *scanned,
+                        uint32_t *head_length) noexcept nogil
+# Bytes of leading CRLF pairs at p (RFC 9112 2.2: a server should ignore at least one before a request line).
+cdef uint32_t http1_skip_empty(const uint8_t *p, uint32_t length) noexcept nogil
+# p[0:length] is one whole head as found by http1_find_end. service_header: lower-case name or NULL.
+cdef int http1_parse_request(const uint8_t *p, uint32_t length, uint32_t max_headers, const uint8_t *service_header,
+                             uint32_t service_header_length, HttpHead *out) noexcept nogil
+# request_method decides about the body (HEAD, CONNECT).
+cdef int http1_parse_response(const uint8_t *p, uint32_t length, uint32_t max_headers, uint8_t request_method,
+                              HttpHead *out) noexcept nogil
+# Value of the first field called name (lower case) in a head that was accepted before; length 0 = absent or empty.
+cdef Span http1_field(const uint8_t *p, uint32_t length, const uint8_t *name, uint32_t name_length) noexcept nogil
+# Goes over body bytes of a chunked message. *consumed: bytes of p that belong to the message. HTTP_OK: the message ends
+# there. HTTP_NEED_MORE: all of p was consumed. state.remaining tells how much plain data comes next.
+cdef int http1_scan_chunks(ChunkState *state, const uint8_t *p, uint32_t length, uint32_t *consumed) noexcept nogil
