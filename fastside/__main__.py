@@ -1,0 +1,5 @@
+"""`python -m fastside` is the `fastside` command."""
+
+from fastside.cli import main
+
+main()
