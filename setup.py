@@ -21,8 +21,13 @@ core = Extension(
         for name in os.listdir(os.path.join(HERE, "fastside/core"))
         if name.endswith((".pyx", ".pxd", ".h"))
     ),
-    extra_compile_args=["-O1" if DEBUG else "-O2", "-g", "-Wall", "-Wno-unused-function",
-                        *shlex.split(os.environ.get("FASTSIDE_CFLAGS", ""))],
+    extra_compile_args=[
+        "-O1" if DEBUG else "-O2",
+        "-g",
+        "-Wall",
+        "-Wno-unused-function",
+        *shlex.split(os.environ.get("FASTSIDE_CFLAGS", "")),
+    ],
     extra_link_args=shlex.split(os.environ.get("FASTSIDE_LDFLAGS", "")),
 )
 core.cython_directives = {

@@ -1,0 +1,58 @@
+# Every target sets up what it needs; on a machine that has it all, `make` takes seconds.
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+SYSTEM := PYTHON=$(PYTHON) deploy/system-packages.sh
+SOURCES := fastside tests bench setup.py
+
+.PHONY: build demo test bench lint format fuzz clean
+.DEFAULT_GOAL := build
+
+# The command is .venv/bin/fastside. The package is installed in place, so only the extension module is ever rebuilt.
+build: .venv/installed
+	@$(BIN)/python setup.py -q build_ext --inplace
+
+demo: build
+	$(BIN)/fastside demo $(ARGS)
+
+# ARGS: arguments for pytest, for example ARGS="tests/test_config.py -x"
+test: .venv/installed-dev build
+	@$(SYSTEM) test
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: .venv/installed-dev build
+	@$(SYSTEM) bench
+	$(BIN)/python -m pytest bench --benchmark-only $(ARGS)
+
+lint: .venv/installed-dev build
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/cython-lint fastside
+
+format: .venv/installed-dev
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+fuzz: .venv/installed-dev build
+	@$(SYSTEM) test
+	$(BIN)/python -m pytest tests/fuzz $(ARGS)
+
+clean:
+	rm -rf .venv build dist *.egg-info fastside/*.so fastside/_core.c fastside/_core.html .fuzz
+
+.venv/bin/python:
+	@$(SYSTEM) build
+	$(PYTHON) -m venv .venv
+
+# pip gets the build requirements first, because the extension is rebuilt in this environment later.
+.venv/installed: pyproject.toml | .venv/bin/python
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+		> .venv/build-requirements.txt
+	$(BIN)/pip install -q -r .venv/build-requirements.txt
+	$(BIN)/pip install -q --no-build-isolation -e .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/pip install -q --no-build-isolation -e '.[dev]'
+	@touch $@
