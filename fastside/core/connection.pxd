@@ -28,6 +28,7 @@ cdef struct Connection:
     uint32_t timer_next
     uint32_t timer_previous
     uint32_t timer_slot
+    uint64_t timer_at           # tick of the slot it is linked into
     uint32_t run_next
     uint64_t deadline           # ms, CLOCK_MONOTONIC; 0 = none
     uint64_t since              # ms: accept or connect

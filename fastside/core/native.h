@@ -18,6 +18,8 @@
 #define fs_add_u32(p, v) __atomic_fetch_add((p), (v), __ATOMIC_RELAXED)
 #define fs_sub_u32(p, v) __atomic_fetch_sub((p), (v), __ATOMIC_RELAXED)
 #define fs_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+#define fs_clz_u64(v) ((uint32_t)__builtin_clzll(v))
+#define fs_ctz_u64(v) ((uint32_t)__builtin_ctzll(v))
 #define fs_likely(x) __builtin_expect(!!(x), 1)
 #define fs_unlikely(x) __builtin_expect(!!(x), 0)
 

@@ -10,6 +10,8 @@ cdef extern from "core/native.h" nogil:
     uint32_t fs_add_u32(uint32_t *p, uint32_t v)
     uint32_t fs_sub_u32(uint32_t *p, uint32_t v)
     void fs_fence()
+    uint32_t fs_clz_u64(uint64_t v)
+    uint32_t fs_ctz_u64(uint64_t v)
     bint fs_likely(bint x)
     bint fs_unlikely(bint x)
     ssize_t fs_send_fd(int channel, const void *data, size_t len, int fd)

@@ -1,0 +1,114 @@
+# The worker's inbox: a socketpair of packets that the master keeps for the slot's whole life, so that a connection handed
+# over to a worker that dies is served by its replacement.
+
+cdef enum:
+    INBOX_WAKE = 1
+    INBOX_LISTENER_ADD = 2
+    INBOX_LISTENER_REMOVE = 3
+    INBOX_CONNECTION = 4
+    INBOX_DRAIN = 5
+    INBOX_STOP = 6
+    INBOX_LISTENERS = 7
+
+cdef struct Message:
+    uint32_t type
+    uint32_t a
+    uint32_t b
+    uint32_t length
+    uint8_t payload[1024]
+
+
+cdef void tell_master(Worker *w, uint32_t state) noexcept nogil:
+    cdef uint64_t one = 1
+    fs_store_release_u32(&w.block.state, state)
+    write(w.wake, &one, 8)      # an eventfd: fails only when it is full of news already
+
+
+cdef void inbox_read(Worker *w) noexcept nogil:
+    cdef Message message
+    cdef ssize_t n
+    cdef int fd
+    while True:
+        n = fs_recv_fd(w.inbox, &message, sizeof(message), &fd)
+        if n < <ssize_t> 16:
+            if fd >= 0:
+                close(fd)
+            if n <= 0:
+                return
+            continue
+        inbox_handle(w, &message, <uint32_t> n - 16, fd)
+        if w.stop:
+            return
+
+
+cdef void inbox_handle(Worker *w, const Message *message, uint32_t length, int fd) noexcept nogil:
+    cdef Listener *listener
+    if message.type == INBOX_CONNECTION and fd >= 0 and length >= sizeof(HandOver) - 16:
+        listener = listener_by_id(w, message.a)
+        if listener == NULL:
+            close(fd)
+            fs_sub_u32(&w.block.connections, 1)
+            return
+        w.block.counters[C_TAKEN_OVER] += 1
+        downstream_start(w, listener, fd, <const HandOver *> message)
+    elif message.type == INBOX_WAKE:
+        listeners_sync(w)
+    elif message.type == INBOX_LISTENER_ADD and fd >= 0:
+        inbox_add_listener(w, message, length, fd)
+    elif message.type == INBOX_LISTENER_REMOVE:
+        listener = listener_by_id(w, message.a)
+        if listener != NULL:
+            listener_remove(w, listener)
+    elif message.type == INBOX_LISTENERS:
+        fs_store_release_u32(&w.block.listeners_version, message.a)
+    elif message.type == INBOX_DRAIN:
+        drain_start(w)
+    elif message.type == INBOX_STOP:
+        w.stop = True
+    elif fd >= 0:
+        close(fd)
+
+
+cdef void inbox_add_listener(Worker *w, const Message *message, uint32_t length, int fd) noexcept nogil:
+    """payload: direction, protocol, length of service, length of service header, then the two."""
+    cdef const uint8_t *p = message.payload
+    cdef Listener *listener = NULL
+    if length >= 4 and length >= 4 + <uint32_t> p[2] + p[3] and message.b < MAX_WORKERS:
+        listener = listener_make(w, message.a, p[0], p[1], p + 4, p[2], p + 4 + p[2], p[3])
+    if listener == NULL or listener.fd[message.b] >= 0:     # seen before this worker was born: inherited
+        close(fd)
+        return
+    listener.fd[message.b] = fd
+    listeners_sync(w)
+
+
+cdef void drain_start(Worker *w) noexcept nogil:
+    """Serves what is queued, closes what is idle; the rest closes at its next message boundary."""
+    cdef uint32_t i, slot
+    cdef Connection *c
+    if w.draining:
+        return
+    for i in range(MAX_LISTENERS):
+        for slot in range(MAX_WORKERS):
+            if w.listeners[i].used and w.listeners[i].watched[slot]:
+                accept_all(w, w.listeners + i, slot)
+    w.draining = True
+    listeners_sync(w)
+    tell_master(w, WORKER_DRAINING)
+    for i in range(w.fresh):
+        c = w.connections + i
+        if c.kind == CONN_HTTP_UP and c.state == ST_POOLED:
+            connection_close(w, c)
+        elif c.kind == CONN_HTTP_DOWN and c.state == ST_HEAD and c.start == c.end and not c.flags & F_READABLE:
+            drain_idle(w, c)
+
+
+cdef void drain_idle(Worker *w, Connection *d) noexcept nogil:
+    """Closes an idle downstream unless a request is on its way in right now."""
+    cdef uint8_t byte
+    if recv(d.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0:
+        d.flags |= F_READABLE
+        run_later(w, d)
+        return
+    w.block.counters[C_CLOSE_DRAIN] += 1
+    connection_close(w, d)

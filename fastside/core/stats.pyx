@@ -1,0 +1,93 @@
+COUNTER_NAMES = (
+    "accepted", "handed_over", "taken_over", "requests",
+    "upstream_connects", "upstream_reuses", "upstream_connect_failures", "upstream_stale", "retries",
+    "route_misses", "no_endpoints", "loops",
+    "timeout_connect", "timeout_header", "timeout_request", "timeout_keepalive", "timeout_idle", "timeout_half_close",
+    "close_done", "close_downstream_eof", "close_downstream_reset", "close_upstream", "close_timeout", "close_refused",
+    "close_drain",
+    "bytes_copied", "bytes_spliced", "buffer_waits", "accept_pauses",
+)
+GAUGE_NAMES = ("downstreams", "upstreams", "pooled", "buffers", "pipes")
+assert len(COUNTER_NAMES) == C_COUNTERS and len(COUNTER_NAMES) + len(GAUGE_NAMES) == C_STATISTICS
+assert C_REJECTS + len(REJECT_REASONS) <= COUNTERS
+
+
+cdef inline ServiceStats *stats_of(const Shm *shm, uint32_t slot, uint32_t stat_slot) noexcept nogil:
+    cdef ServiceStats *all = <ServiceStats *> (shm.state + shm.live.service_stats)
+    return all + (<size_t> slot * shm.live.stat_slots + stat_slot)
+
+
+cdef inline uint32_t histogram_bucket(uint64_t us) noexcept nogil:
+    """Log-linear: exact below 8 us, then 8 buckets per octave, the last one open-ended above 67 s."""
+    cdef uint32_t exponent
+    if us < 8:
+        return <uint32_t> us
+    if us >= (<uint64_t> 1 << 26):
+        return HISTOGRAM_BUCKETS - 1
+    exponent = 63 - fs_clz_u64(us)
+    return ((exponent - 3) << 3) + <uint32_t> (us >> (exponent - 3))
+
+
+def histogram_bounds():
+    """Upper bounds (exclusive) of the latency histogram's buckets, in microseconds: a list of int."""
+    bounds = []
+    for i in range(HISTOGRAM_BUCKETS):
+        bounds.append(i + 1 if i < 8 else (i % 8 + 9) << (i // 8 - 1))
+    return bounds
+
+
+def counters(Table table, slot=None):
+    """Counters and gauges of one worker slot, or summed over all of them.
+
+    Returns a dict of name -> int; refused requests by reason are under "rejects", a dict of reason -> int.
+    """
+    cdef uint32_t first = 0, last = table.shm.live.workers, i, k
+    cdef const WorkerBlock *blocks = <const WorkerBlock *> (table.shm.state + table.shm.live.blocks)
+    if slot is not None:
+        if not 0 <= slot < last:
+            raise ValueError(f"slot {slot} is out of range; this sidecar has {last} workers")
+        first = slot
+        last = first + 1
+    result = dict.fromkeys(COUNTER_NAMES + GAUGE_NAMES, 0)
+    rejects = dict.fromkeys(REJECT_REASONS, 0)
+    for i in range(first, last):
+        for k, name in enumerate(COUNTER_NAMES + GAUGE_NAMES):
+            result[name] += blocks[i].counters[k]
+        for k, name in enumerate(REJECT_REASONS):
+            rejects[name] += blocks[i].counters[C_REJECTS + k]
+    result["rejects"] = rejects
+    return result
+
+
+def service_stats(Table table):
+    """RED figures per service that has series of its own, summed over the workers, and those of "other" (slot 0).
+
+    Returns a list of dict: direction, service, stat_slot, responses (6 int, by class of status, [0] = none given),
+    bytes_received, bytes_sent, duration_us (sums) and histogram (HISTOGRAM_BUCKETS counts, see histogram_bounds).
+    """
+    named = {0: (None, "other")}
+    for direction in ("outbound", "inbound"):
+        for service in table.services(direction):
+            record = table.lookup(direction, service)
+            if record is not None and record["stat_slot"]:
+                named[record["stat_slot"]] = (direction, service)
+    return [_sum_stats(table, slot, direction, service) for slot, (direction, service) in named.items()]
+
+
+cdef dict _sum_stats(Table table, uint32_t stat_slot, direction, service):
+    cdef const ServiceStats *one
+    cdef uint32_t i, k
+    responses = [0] * 6
+    histogram = [0] * HISTOGRAM_BUCKETS
+    received = sent = duration = 0
+    for i in range(table.shm.live.workers):
+        one = stats_of(&table.shm, i, stat_slot)
+        for k in range(6):
+            responses[k] += one.responses[k]
+        for k in range(HISTOGRAM_BUCKETS):
+            histogram[k] += one.histogram[k]
+        received += one.bytes_received
+        sent += one.bytes_sent
+        duration += one.duration_us
+    return {"direction": direction, "service": service, "stat_slot": stat_slot, "responses": responses,
+            "bytes_received": received, "bytes_sent": sent, "duration_us": duration, "histogram": histogram}

@@ -1,0 +1,123 @@
+# What one worker holds: its view of shared memory, its epoll set, pools, timers and lists. One per process.
+
+cdef enum:
+    EVENTS = 256                # epoll events taken per loop turn
+    MAX_LISTENERS = 64
+    WHEEL_SLOTS = 512
+    TICK_MS = 128
+    HEADROOM = 64               # free bytes before a message, for a field inserted after its first line
+    SMALL_BUFFER = 16384
+    LARGE_BUFFER = 131072
+    KEEP_SMALL = 256            # free buffers and pipes kept for the next use
+    KEEP_LARGE = 16
+    KEEP_PIPES = 32
+    MAX_PIPES = 512
+    PIPE_BYTES = 262144
+    PUMP_BUDGET = 524288        # bytes one connection may move before others get their turn
+    ACCEPT_BURST = 64
+
+cdef enum:                      # upper half of epoll's data: a connection's generation, below these, or
+    TAG_FIRST = 0xFFFFFF00
+    TAG_ALIVE = 0xFFFFFFFD
+    TAG_INBOX = 0xFFFFFFFE
+    TAG_LISTENER = 0xFFFFFFFF
+
+cdef enum:                      # Connection.kind
+    CONN_FREE = 0
+    CONN_HTTP_DOWN
+    CONN_HTTP_UP
+    CONN_TCP_DOWN
+    CONN_TCP_UP
+    CONN_LINGER                 # answered and shut; reading what the peer still sends, so that no RST eats the answer
+
+cdef enum:                      # Connection.state
+    ST_HEAD = 0                 # downstream: idle, or a request head is coming in. upstream: waiting for a response head
+    ST_BODY                     # downstream: exchange under way. upstream: response body under way
+    ST_CONNECTING               # upstream
+    ST_POOLED                   # upstream, idle
+
+cdef enum:                      # Connection.flags
+    F_READABLE = 1              # edge-triggered readiness, cleared by EAGAIN or a short read
+    F_WRITABLE = 2
+    F_RDHUP = 4                 # the peer's FIN was announced: read on until 0
+    F_GONE = 8                  # reset, or both directions closed
+    F_WATCH_OUT = 16            # registered for EPOLLOUT
+    F_DONE = 32                 # the message this side sends is complete (it may not all be forwarded yet)
+    F_SENT = 64                 # ... and forwarded. Opaque: FIN passed on
+    F_QUEUED = 128              # on the run queue
+    F_WAIT_BUFFER = 256
+    F_CLOSE = 512               # downstream: close after this response. upstream: not reusable
+    F_COMMITTED = 1024          # downstream: a byte of the request may have reached the server
+    F_ANSWERED = 2048           # downstream: a byte of the final response was forwarded
+    F_INTERIM = 4096            # upstream: the head under way is a 1xx
+    F_REPLAY = 8192             # downstream: the whole request is still in the buffer and may be sent again
+    F_REQUEST_BROKEN = 16384    # downstream: the server stopped reading; only its response is awaited
+    F_TIMED = 32768             # linked into the timer wheel
+    F_COUNTED = 65536           # upstream: counted as in flight at its address
+    F_REUSED = 131072           # upstream: it carried an earlier request
+    F_HEAD_TIMED = 262144       # downstream: the header timeout runs
+    F_SOCKET = F_READABLE | F_WRITABLE | F_RDHUP | F_GONE | F_WATCH_OUT | F_TIMED | F_QUEUED    # outlive a message
+
+cdef struct Listener:
+    int32_t fd[64]              # by slot, -1 = none
+    bint watched[64]
+    bint closing
+    uint32_t id
+    uint8_t used
+    uint8_t direction
+    uint8_t protocol
+    uint8_t service_length
+    uint8_t header_length
+    uint8_t service[255]
+    uint8_t header[255]
+
+cdef struct PoolHead:
+    uint32_t first              # index + 1, 0 = empty
+    uint32_t count
+
+cdef struct Worker:
+    Shm shm
+    uint32_t slot
+    WorkerBlock *block
+    WorkerBlock *blocks
+    const uint32_t *settings
+    uint32_t *inflight          # this worker's cells, by address
+    AddressState *address_states
+    const Address *addresses
+    Connection *connections
+    uint32_t max_connections
+    uint32_t fresh              # connections below this index were used before
+    uint32_t free_head
+    uint32_t live               # connections in use
+    uint32_t downstreams
+    PoolHead *pool              # by address
+    Balance balance
+    int epoll
+    int inbox
+    int wake
+    int alive
+    int outboxes[64]
+    Listener listeners[64]
+    bint exclusive
+    bint hand_over
+    bint accepting              # false while short of connections or descriptors
+    bint draining
+    bint stop
+    uint64_t now_ms
+    uint64_t now_us
+    uint64_t accept_again_ms
+    uint32_t wheel[512]
+    uint64_t wheel_used[8]      # bitmap of non-empty slots
+    uint64_t wheel_tick         # next tick to look at
+    uint32_t run_head
+    uint32_t run_tail
+    uint32_t wait_head          # connections that wait for a buffer
+    uint32_t wait_tail
+    Buffer *small
+    Buffer *large
+    Pipe *pipes
+    uint32_t small_free
+    uint32_t large_free
+    uint32_t pipes_free
+    uint32_t buffers_used       # in units of SMALL_BUFFER
+    uint32_t pipes_used
