@@ -20,7 +20,10 @@ def ends():
 
 def test_messages_arrive_in_order(ends):
     left, right = ends
-    sent = [{"op": "apply", "id": n, "updates": [{"service": "svc-a", "endpoints": [["10.0.0.1", 80, 1]]}]} for n in range(50)]
+    sent = [
+        {"op": "apply", "id": n, "updates": [{"service": "svc-a", "endpoints": [["10.0.0.1", 80, 1]]}]}
+        for n in range(50)
+    ]
     for message in sent:
         left.send(message)
     assert not left.pending
@@ -76,7 +79,9 @@ def test_a_peer_that_does_not_read_is_noticed_and_the_queue_stays_whole():
     right.close()
 
 
-@pytest.mark.parametrize("data", [b"\xc1", msgpack.packb([1]), msgpack.packb(7), b"\x81\xa1\xff\x01", b"\xdd\xff\xff\xff\xff"])
+@pytest.mark.parametrize(
+    "data", [b"\xc1", msgpack.packb([1]), msgpack.packb(7), b"\x81\xa1\xff\x01", b"\xdd\xff\xff\xff\xff"]
+)
 def test_what_is_not_a_map_is_refused(data):
     with pytest.raises(ChannelError):
         Decoder().feed(data)
