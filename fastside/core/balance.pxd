@@ -3,6 +3,7 @@
 cdef struct Balance:            # a worker's private part
     uint32_t *cursors           # [max_services], by sid: position of round robin
     uint64_t random             # xorshift state, never 0
+    uint64_t seed               # of the positions where round robin starts: not all workers begin at the first endpoint
 
 # The endpoint that policy gives for this call, or NULL when none is left. Endpoints whose address is in tried[0:count]
 # are left out; ejected ones too, unless all that remain are ejected. `hash` is used by the consistent-hash policies.

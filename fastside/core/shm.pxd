@@ -130,6 +130,7 @@ cdef struct WorkerBlock:
     uint32_t listeners_version  # last listener change that took effect
     uint32_t connections        # downstream connections, those under way in a hand-over included
     uint64_t counters[256]
+    uint64_t _reserved[3]       # to whole cache lines: neighbours do not disturb each other
 
 cdef struct AddressState:
     uint64_t ejected_until_ms   # CLOCK_MONOTONIC
@@ -161,4 +162,9 @@ cdef class Table:
     cdef Shm shm
     cdef readonly int table_fd
     cdef readonly int state_fd
-    cdef object _writer
+    cdef uint64_t table_mapped
+    cdef uint64_t state_mapped
+    cdef object _writer         # the master's Writer (table.pyx), else None
+    cdef uint32_t *explain_cursors  # round robin's positions of explain_pick
+    cdef uint64_t explain_random
+    cdef int check_slot(self, uint32_t slot) except -1
