@@ -45,7 +45,8 @@ class Problem(msgspec.Struct, frozen=True):
     message: str
 
     def __str__(self) -> str:
-        return f"{self.line}:{self.column}: {self.key + ': ' if self.key else ''}{self.message}"
+        text = f"{self.line}:{self.column}: {self.key + ': ' if self.key else ''}{self.message}"
+        return text.replace("\n", "\\n")
 
 
 class Reader:
@@ -62,6 +63,11 @@ class Reader:
 
     def read(self, text: str, section: type[S]) -> S | None:
         """Return the document as `section`, or None if there are problems."""
+        if unprintable := yaml.reader.Reader.NON_PRINTABLE.search(text):
+            before = text[: unprintable.start()]
+            line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
+            self.problems.append(Problem(line, column, "", f"not valid YAML: the character {unprintable[0]!r}"))
+            return None
         try:
             node = yaml.compose(text, Loader=_Loader)
         except yaml.MarkedYAMLError as error:
@@ -69,8 +75,8 @@ class Reader:
             line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
             self.problems.append(Problem(line, column, "", f"not valid YAML: {error.problem or error.context}"))
             return None
-        except (yaml.YAMLError, RecursionError) as error:
-            self.problems.append(Problem(1, 1, "", f"not valid YAML: {str(error) or 'nested too deeply'}"))
+        except RecursionError:
+            self.problems.append(Problem(1, 1, "", "not valid YAML: nested too deeply"))
             return None
         if node is None:
             return section()
