@@ -118,10 +118,9 @@ class Timeouts(Section, frozen=True, kw_only=True):
     idle: Duration = 3600.0
     """Without a byte on a TCP or upgraded connection."""
     half_close: Duration = 60.0
-    """For the second side of a connection to end after the first has. Shorter than conntrack's 60 s would not help: the
-    entry goes with the last packet."""
+    """For the second side of a connection to end after the first has."""
     pool_idle: Duration = 4.0
-    """How long an upstream connection is kept for the next request; shorter than common servers' own keep-alive (5 s)."""
+    """How long an upstream connection is kept for the next request; servers commonly keep theirs for 5 s."""
 
 
 class Limits(Section, frozen=True, kw_only=True):
@@ -241,7 +240,7 @@ def load(path: Path | None) -> Config:
 
 
 def core_settings(config: Config) -> dict[str, int]:
-    """Return the values of the data path's settings (milliseconds, bytes, counts), by the names in core/settings.pyx."""
+    """Return the data path's settings (milliseconds, bytes, counts) by their names in core/settings.pyx."""
     timeouts, limits = config.timeouts, config.limits
     return {
         "connect_ms": milliseconds(timeouts.connect),

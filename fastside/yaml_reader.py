@@ -1,7 +1,7 @@
 """Reads YAML into msgspec Structs and says where every problem is.
 
-msgspec stops at the first problem and knows no lines, so the document is walked here along the types of the Structs, and
-msgspec checks the single values. All problems of a file are found in one pass.
+msgspec stops at the first problem and knows no lines, so the document is walked here along the types of the Structs,
+and msgspec checks the single values. All problems of a file are found in one pass.
 """
 
 from __future__ import annotations
