@@ -1,5 +1,5 @@
-# HTTP/1.1 framing (RFC 9112): pure functions over a byte span. They look at bytes and fill plain structs; no allocation,
-# no I/O, no state outside their arguments.
+# HTTP/1.1 framing (RFC 9112): pure functions over a byte span. They look at bytes and fill plain structs; no
+# allocation, no I/O, no state outside their arguments.
 
 cdef struct Span:
     uint32_t start

@@ -1,7 +1,7 @@
 # HTTP/1.1 message framing (RFC 9112) and the few fields that a forwarder must understand (RFC 9110).
 #
-# The bytes of an accepted head are forwarded as they came, less the hop-by-hop lines. So whatever two parsers could read
-# differently is refused here and never repaired: the next parser sees the same bytes that this one judged.
+# The bytes of an accepted head are forwarded as they came, less the hop-by-hop lines. So whatever two parsers could
+# read differently is refused here and never repaired: the next parser sees the same bytes that this one judged.
 #
 # Every scan over a head relies on one thing: the head ends in CRLF CRLF, which parse_* check first. CR belongs to none
 # of the byte classes, so a loop that goes on while bytes are of a class stops inside the head without counting.
@@ -25,14 +25,16 @@ cdef extern from *:
     #define FS_VISIBLE(c) ((c) > 32 && (c) < 127)
     #define FS_C1(c) (FS_TOKEN(c) * 1 | FS_REG_NAME(c) * 2 | FS_FIELD(c) * 4 | FS_VISIBLE(c) * 8 | FS_HEX(c) * 16 | \\
                       FS_DIGIT(c) * 32 | ((c) == 32 || (c) == 9) * 64)
-    #define FS_C8(c) FS_C1(c), FS_C1(c + 1), FS_C1(c + 2), FS_C1(c + 3), FS_C1(c + 4), FS_C1(c + 5), FS_C1(c + 6), FS_C1(c + 7)
-    #define FS_C64(c) FS_C8(c), FS_C8(c + 8), FS_C8(c + 16), FS_C8(c + 24), FS_C8(c + 32), FS_C8(c + 40), FS_C8(c + 48), FS_C8(c + 56)
+    #define FS_C4(c) FS_C1(c), FS_C1(c + 1), FS_C1(c + 2), FS_C1(c + 3)
+    #define FS_C16(c) FS_C4(c), FS_C4(c + 4), FS_C4(c + 8), FS_C4(c + 12)
+    #define FS_C64(c) FS_C16(c), FS_C16(c + 16), FS_C16(c + 32), FS_C16(c + 48)
     static const unsigned char fs_class[256] = {FS_C64(0), FS_C64(64), FS_C64(128), FS_C64(192)};
 
-    /* Fields for every recipient, or that say where a message ends or goes: Connection must not name them (RFC 9110 7.6.1). */
+    /* Fields for every recipient, or that say where a message ends or goes: Connection must not name them
+       (RFC 9110 7.6.1). */
     static const char *const fs_protected[] = {
-        "authorization", "cache-control", "content-encoding", "content-length", "content-range", "content-type", "cookie",
-        "expect", "forwarded", "host", "set-cookie", "trailer", "transfer-encoding", "via", 0};
+        "authorization", "cache-control", "content-encoding", "content-length", "content-range", "content-type",
+        "cookie", "expect", "forwarded", "host", "set-cookie", "trailer", "transfer-encoding", "via", 0};
 
     /* Fields that say where a message ends or goes, or that are for one connection: none of them may come in a trailer
        (RFC 9110 6.5.1). At most 8: the scanner keeps a bit for each. */
@@ -126,14 +128,14 @@ cdef struct HeadFields:             # what the fields of one head said, besides 
     uint32_t service_header_length
     uint32_t upgrade_cuts       # bit i: cuts[i] is an Upgrade line
     uint8_t option_count
-    bint has_host
+    uint32_t host_count
     bint has_length
     bint has_coding
     bint wants_upgrade          # Connection: upgrade
     bint bad_upgrade            # an Upgrade that must not be forwarded
 
 
-# -- bytes ------------------------------------------------------------------------------------------------------------
+# -- bytes -----------------------------------------------------------------------------------------------------------
 
 cdef inline uint8_t lower_byte(uint8_t c) noexcept nogil:
     return c | <uint8_t>((<uint8_t>(c - 65) < 26) << 5)
@@ -144,6 +146,14 @@ cdef inline bint same_name(const uint8_t *p, const char *name, uint32_t length) 
     cdef uint32_t i
     for i in range(length):
         if lower_byte(p[i]) != <uint8_t>name[i]:
+            return False
+    return True
+
+
+cdef bint same_nocase(const uint8_t *a, const uint8_t *b, uint32_t length) noexcept nogil:
+    cdef uint32_t i
+    for i in range(length):
+        if lower_byte(a[i]) != lower_byte(b[i]):
             return False
     return True
 
@@ -178,7 +188,7 @@ cdef inline Span span_of(const uint8_t *base, const uint8_t *start, const uint8_
     return span
 
 
-# -- the end of a head -------------------------------------------------------------------------------------------------
+# -- the end of a head -----------------------------------------------------------------------------------------------
 
 cdef int http1_find_end(const uint8_t *p, uint32_t length, uint32_t max_length, uint32_t *scanned,
                         uint32_t *head_length) noexcept nogil:
@@ -213,19 +223,21 @@ cdef inline bint is_whole(const uint8_t *p, uint32_t length) noexcept nogil:
     return length >= 4 and memcmp(p + length - 4, b"\r\n\r\n", 4) == 0
 
 
-# -- values ------------------------------------------------------------------------------------------------------------
+# -- values ----------------------------------------------------------------------------------------------------------
 
 cdef int parse_length(const uint8_t *p, const uint8_t *end, uint64_t *value) noexcept nogil:
     """Content-Length = 1*DIGIT (RFC 9110 8.6); at most 2^63 - 1, since others count in signed numbers."""
     cdef uint64_t n = 0
+    cdef uint64_t digit
     if p == end:
         return REJECT_LENGTH
     while p < end:
         if not fs_class[p[0]] & IS_DIGIT:
             return REJECT_LENGTH
-        if n > (<uint64_t>0x7fffffffffffffff - 9) // 10:
+        digit = p[0] - 48
+        if n > (<uint64_t>0x7fffffffffffffff - digit) // 10:
             return REJECT_LENGTH_OVERFLOW
-        n = n * 10 + (p[0] - 48)
+        n = n * 10 + digit
         p += 1
     value[0] = n
     return HTTP_OK
@@ -388,12 +400,12 @@ cdef bint is_upgrade(const uint8_t *p, const uint8_t *end) noexcept nogil:
         found = True
 
 
-# -- the fields --------------------------------------------------------------------------------------------------------
+# -- the fields ------------------------------------------------------------------------------------------------------
 
-cdef int bad_field_line(const uint8_t *line, const uint8_t *p, bint first) noexcept nogil:
+cdef int bad_field_line(const uint8_t *line, const uint8_t *p) noexcept nogil:
     """Why the field line does not start with a name and a colon; p is the first byte that is not of the name."""
     if fs_class[line[0]] & IS_SPACE:
-        return REJECT_LEADING_SPACE if first else REJECT_OBS_FOLD
+        return REJECT_LEADING_SPACE
     if p[0] == c":":
         return REJECT_EMPTY_NAME
     if p[0] == CR:
@@ -404,12 +416,11 @@ cdef int bad_field_line(const uint8_t *line, const uint8_t *p, bint first) noexc
     return REJECT_NAME
 
 
-cdef inline int cut_line(HttpHead *out, const uint8_t *base, const uint8_t *line, const uint8_t *end) noexcept nogil:
-    if out.cut_count == MAX_CUTS:
-        return REJECT_CUTS
-    out.cuts[out.cut_count] = span_of(base, line, end)
-    out.cut_count += 1
-    return HTTP_OK
+cdef bint is_plain(const uint8_t *colon, const uint8_t *value, const uint8_t *stop,
+                   const uint8_t *line_end) noexcept nogil:
+    """Nothing but spaces before the value, nothing after it: a tab or trailing space is where parsers of the framing
+    fields have disagreed."""
+    return stop + 2 == line_end and memchr(colon, c"\t", value - colon) == NULL
 
 
 cdef int parse_fields(const uint8_t *base, const uint8_t *p, const uint8_t *end, uint32_t max_headers, HttpHead *out,
@@ -418,31 +429,33 @@ cdef int parse_fields(const uint8_t *base, const uint8_t *p, const uint8_t *end,
     cdef uint32_t count = 0
     cdef uint32_t n
     cdef int outcome
+    cdef bint hop_by_hop
     cdef const uint8_t *line
+    cdef const uint8_t *colon
     cdef const uint8_t *value
     cdef const uint8_t *stop
-    cdef const uint8_t *next_line
     while p[0] != CR:
         line = p
-        p = skip_class(p, IS_TOKEN)
-        n = <uint32_t>(p - line)
-        if n == 0 or p[0] != c":":
-            return bad_field_line(line, p, count == 0)
+        colon = skip_class(line, IS_TOKEN)
+        n = <uint32_t>(colon - line)
+        if n == 0 or colon[0] != c":":
+            return bad_field_line(line, colon)
         count += 1
         if count > max_headers:
             return REJECT_HEADERS
-        value = skip_class(p + 1, IS_SPACE)
-        p = skip_value(value, end)
+        value = skip_class(colon + 1, IS_SPACE)
+        stop = p = skip_value(value, end)
         if p[0] != CR:
             return REJECT_BARE_LF if p[0] == LF else REJECT_CONTROL
         if p[1] != LF:
             return REJECT_BARE_CR
-        next_line = p + 2
-        stop = p
+        p += 2
+        if fs_class[p[0]] & IS_SPACE:
+            return REJECT_OBS_FOLD
         while stop > value and fs_class[(stop - 1)[0]] & IS_SPACE:
             stop -= 1
-        p = next_line
 
+        hop_by_hop = False
         if n == fields.service_header_length and same_name(line, <const char *>fields.service_header, n):
             if out.service.length:
                 return REJECT_SERVICE_SEVERAL
@@ -451,52 +464,51 @@ cdef int parse_fields(const uint8_t *base, const uint8_t *p, const uint8_t *end,
             out.service = span_of(base, value, stop)
         if n == 4:
             if same_name(line, b"host", 4):
-                if fields.has_host:
-                    return REJECT_HOST_SEVERAL
-                fields.has_host = True
+                fields.host_count += 1
                 fields.host = span_of(base, value, stop)
         elif n == 10:
             if same_name(line, b"connection", 10):
                 outcome = parse_connection(base, value, stop, out, fields)
-                if outcome == HTTP_OK:
-                    outcome = cut_line(out, base, line, next_line)
                 if outcome != HTTP_OK:
                     return outcome
-            elif same_name(line, b"keep-alive", 10):
-                outcome = cut_line(out, base, line, next_line)
-                if outcome != HTTP_OK:
-                    return outcome
+                hop_by_hop = True
+            else:
+                hop_by_hop = same_name(line, b"keep-alive", 10)
         elif n == 14:
             if same_name(line, b"content-length", 14):
                 if fields.has_length:
                     return REJECT_LENGTH_SEVERAL
+                if not is_plain(colon, value, stop, p):
+                    return REJECT_LENGTH
                 fields.has_length = True
-                # Up to the line's end: trailing space is where parsers differ most.
-                outcome = parse_length(value, next_line - 2, &out.content_length)
+                outcome = parse_length(value, stop, &out.content_length)
                 if outcome != HTTP_OK:
                     return outcome
         elif n == 17:
             if same_name(line, b"transfer-encoding", 17):
                 if fields.has_coding:
                     return REJECT_CODING_SEVERAL
-                fields.has_coding = True
-                if next_line - 2 - value != 7 or not same_name(value, b"chunked", 7) or (value - 1)[0] == c"\t":
+                if stop - value != 7 or not same_name(value, b"chunked", 7) or not is_plain(colon, value, stop, p):
                     return REJECT_CODING
+                fields.has_coding = True
         elif n == 6:
             if same_name(line, b"expect", 6) and stop - value == 12 and same_name(value, b"100-continue", 12):
                 out.flags |= HEAD_EXPECT_CONTINUE
         elif n == 7:
             if same_name(line, b"upgrade", 7):
-                if not is_upgrade(value, stop):
-                    fields.bad_upgrade = True
-                outcome = cut_line(out, base, line, next_line)
-                if outcome != HTTP_OK:
-                    return outcome
-                fields.upgrade_cuts |= <uint32_t>1 << (out.cut_count - 1)
-        elif (n == 2 and same_name(line, b"te", 2)) or (n == 16 and same_name(line, b"proxy-connection", 16)):
-            outcome = cut_line(out, base, line, next_line)
-            if outcome != HTTP_OK:
-                return outcome
+                hop_by_hop = True
+                fields.bad_upgrade |= not is_upgrade(value, stop)
+        elif n == 2:
+            hop_by_hop = same_name(line, b"te", 2)
+        elif n == 16:
+            hop_by_hop = same_name(line, b"proxy-connection", 16)
+        if hop_by_hop:
+            if out.cut_count == MAX_CUTS:
+                return REJECT_CUTS
+            if n == 7:
+                fields.upgrade_cuts |= <uint32_t>1 << out.cut_count
+            out.cuts[out.cut_count] = span_of(base, line, p)
+            out.cut_count += 1
     if p[1] != LF:
         return REJECT_BARE_CR
     if p + 2 != end:
@@ -509,8 +521,8 @@ cdef int parse_fields(const uint8_t *base, const uint8_t *p, const uint8_t *end,
 
 
 cdef void settle_upgrade(HttpHead *out, const HeadFields *fields) noexcept nogil:
-    """Takes the Upgrade lines out of the cuts when the upgrade may be passed on (RFC 9110 7.8): asked for in Connection,
-    of HTTP/1.1, and without content, so that it is plain where the new protocol starts."""
+    """Takes the Upgrade lines out of the cuts when the upgrade may be passed on (RFC 9110 7.8): asked for in
+    Connection, of HTTP/1.1, and without content, so that it is plain where the new protocol starts."""
     cdef uint32_t i
     cdef uint32_t kept = 0
     if (not fields.wants_upgrade or fields.upgrade_cuts == 0 or fields.bad_upgrade or out.minor == 0
@@ -550,21 +562,13 @@ cdef int cut_options(const uint8_t *base, const uint8_t *p, const uint8_t *end, 
     return HTTP_OK
 
 
-cdef bint same_nocase(const uint8_t *a, const uint8_t *b, uint32_t length) noexcept nogil:
-    cdef uint32_t i
-    for i in range(length):
-        if lower_byte(a[i]) != lower_byte(b[i]):
-            return False
-    return True
-
-
 cdef void clear_head(HttpHead *out, HeadFields *fields, uint32_t length) noexcept nogil:
     memset(fields, 0, sizeof(HeadFields))
     memset(out, 0, sizeof(HttpHead) - sizeof(out.cuts))
     out.length = length
 
 
-# -- requests ----------------------------------------------------------------------------------------------------------
+# -- requests --------------------------------------------------------------------------------------------------------
 
 cdef uint8_t method_of(const uint8_t *p, uint32_t length) noexcept nogil:
     """Methods are case-sensitive (RFC 9110 9.1)."""
@@ -633,14 +637,17 @@ cdef int check_target(const uint8_t *base, HttpHead *out, const HeadFields *fiel
         else:
             return REJECT_TARGET
         authority_end = authority
-        while authority_end < end and authority_end[0] != c"/" and authority_end[0] != c"?" and authority_end[0] != c"#":
+        while authority_end < end and not (authority_end[0] == c"/" or authority_end[0] == c"?"
+                                           or authority_end[0] == c"#"):
             authority_end += 1
         if not parse_authority(authority, authority_end, &host_end):
             return REJECT_AUTHORITY
     if authority != NULL:
         out.host = span_of(base, authority, host_end)
-    if not fields.has_host:
+    if fields.host_count == 0:
         return HTTP_OK if out.minor == 0 else REJECT_HOST_MISSING
+    if fields.host_count > 1:
+        return REJECT_HOST_SEVERAL
     if authority != NULL:
         if fields.host.length != authority_end - authority or not same_nocase(host, authority, fields.host.length):
             return REJECT_HOST_DIFFERS
@@ -703,7 +710,7 @@ cdef int http1_parse_request(const uint8_t *p, uint32_t length, uint32_t max_hea
     return HTTP_OK
 
 
-# -- responses ---------------------------------------------------------------------------------------------------------
+# -- responses -------------------------------------------------------------------------------------------------------
 
 cdef int http1_parse_response(const uint8_t *p, uint32_t length, uint32_t max_headers, uint8_t request_method,
                               HttpHead *out) noexcept nogil:
@@ -779,7 +786,7 @@ cdef Span http1_field(const uint8_t *p, uint32_t length, const uint8_t *name, ui
             return span_of(base, value, p)
 
 
-# -- chunked bodies ----------------------------------------------------------------------------------------------------
+# -- chunked bodies --------------------------------------------------------------------------------------------------
 
 cdef enum:                      # phases besides those in http1.pxd
     CHUNK_SIZE_LF = 3
@@ -873,7 +880,7 @@ cdef int in_size_line(ChunkState *state, uint8_t c) noexcept nogil:
 
 
 cdef int in_trailer_name(ChunkState *state, uint8_t c) noexcept nogil:
-    """One byte of a trailer's name or the colon after it: a name that is forbidden is found without keeping its bytes."""
+    """One byte of a trailer's name or the colon after it; a forbidden name is found without keeping its bytes."""
     cdef uint32_t at = state.phase - TRAILER_NAME
     cdef uint32_t i
     cdef size_t length
@@ -881,14 +888,14 @@ cdef int in_trailer_name(ChunkState *state, uint8_t c) noexcept nogil:
     if c == c":":
         if at == 0:
             return REJECT_TRAILER
-        for i in range(FS_FORBIDDEN):
+        for i in range(<uint32_t>FS_FORBIDDEN):
             if state.digits >> i & 1 and strlen(fs_forbidden[i]) == at:
                 return REJECT_TRAILER_FIELD
         state.phase = TRAILER_VALUE
         return HTTP_OK
     if not fs_class[c] & IS_TOKEN:
         return REJECT_TRAILER
-    for i in range(FS_FORBIDDEN):
+    for i in range(<uint32_t>FS_FORBIDDEN):
         length = strlen(fs_forbidden[i])
         if state.digits >> i & 1 and at < length and <uint8_t>fs_forbidden[i][at] == lower_byte(c):
             left |= <uint8_t>(1 << i)
@@ -961,7 +968,7 @@ cdef int http1_scan_chunks(ChunkState *state, const uint8_t *p, uint32_t length,
     return HTTP_OK
 
 
-# -- reasons -----------------------------------------------------------------------------------------------------------
+# -- reasons ---------------------------------------------------------------------------------------------------------
 
 cdef const char *http1_reason_text(int reason) noexcept nogil:
     if reason < HTTP_REJECT or reason >= REJECT_END:
@@ -979,7 +986,7 @@ assert FS_REASONS == REJECT_END - HTTP_REJECT
 REJECT_REASONS = tuple([http1_reason_text(reason).decode() for reason in range(HTTP_REJECT, REJECT_END)])
 
 
-# -- for tests and `fastside explain` ------------------------------------------------------------------------------------
+# -- for tests and `fastside explain` --------------------------------------------------------------------------------
 
 cdef dict _outcome(int outcome):
     if outcome == HTTP_NEED_MORE:
@@ -1026,8 +1033,8 @@ def parse_request(data: bytes, service_header: bytes = b"", max_headers: int = 2
     """Parses the first request head in data (RFC 9112); empty lines before it are skipped.
 
     service_header is the name of the header that names the service, b"" for none; max_length is in bytes.
-    Returns a dict with method, target, host, service, version, body, content_length, flags, cuts (the lines that are not
-    forwarded) and length (bytes of data up to the end of the head); or {"need_more": True}; or {"reject": one of
+    Returns a dict with method, target, host, service, version, body, content_length, flags, cuts (the lines that are
+    not forwarded) and length (bytes of data up to the end of the head); or {"need_more": True}; or {"reject": one of
     REJECT_REASONS, "status": status to answer with}.
     """
     cdef const uint8_t *p = data
