@@ -40,7 +40,7 @@ cdef void listeners_sync(Worker *w) noexcept nogil:
 cdef Listener *listener_by_id(Worker *w, uint32_t id) noexcept nogil:
     cdef uint32_t i
     for i in range(MAX_LISTENERS):
-        if w.listeners[i].used and w.listeners[i].id == id:
+        if w.listeners[i].used and not w.listeners[i].closing and w.listeners[i].id == id:
             return w.listeners + i
     return NULL
 
@@ -80,8 +80,8 @@ cdef void listener_remove(Worker *w, Listener *listener) noexcept nogil:
             listener_watch(w, <uint32_t> (listener - w.listeners), slot, False)
         close(listener.fd[slot])
         listener.fd[slot] = -1
-    # Its connections still look up direction and service header here, so the entry is reused only for a new id.
     listener.closing = True
+    listener.used = listener.open != 0
 
 
 cdef inline int32_t load_of(const Worker *w, uint32_t slot) noexcept nogil:
@@ -128,6 +128,7 @@ cdef void downstream_start(Worker *w, const Listener *listener, int fd, const Ha
     d.peer_port = peer.port
     d.peer_family = peer.family
     d.flags |= F_WRITABLE
+    w.listeners[d.listener].open += 1
     w.downstreams += 1
     w.block.counters[G_DOWNSTREAMS] = w.downstreams
     w.block.counters[C_ACCEPTED] += 1

@@ -416,12 +416,6 @@ cdef int response_start(Worker *w, Connection *d, Connection *u, uint32_t head_l
         elif d.minor == 0:
             field = b"Connection: keep-alive\r\n"
             field_length = 24
-        d.status = head.status
-        d.flags |= F_ANSWERED
-        if d.flags & F_REPLAY:
-            d.flags &= ~<uint32_t> F_REPLAY
-            if d.start == d.end:
-                buffer_drop(w, d)
     u.body = head.body
     u.remaining = head.content_length
     u.chunk_phase = 0
@@ -436,7 +430,17 @@ cdef int response_start(Worker *w, Connection *d, Connection *u, uint32_t head_l
     u.state = ST_BODY
     if head.status == 101:
         return exchange_upgrade(w, d, u)
-    if head.status < 200 and d.minor == 0:                  # RFC 9110 15.2: a 1.0 client knows no interim responses
+    outcome = release_body(u)   # so that one send takes head and body
+    if outcome:
+        return response_refused(w, d, u, outcome)
+    if head.status >= 200:
+        d.status = head.status
+        d.flags |= F_ANSWERED
+        if d.flags & F_REPLAY:
+            d.flags &= ~<uint32_t> F_REPLAY
+            if d.start == d.end:
+                buffer_drop(w, d)
+    elif d.minor == 0:                  # RFC 9110 15.2: a 1.0 client knows no interim responses
         u.start += u.ready
         u.ready = 0
     return PUMP_DONE
