@@ -77,9 +77,13 @@ class Listener:
             for slot, sock in sorted(self.sockets.items())
         ]
 
+    def distinct(self) -> list[socket.socket]:
+        """The sockets by slot; one that several slots share comes once."""
+        return list({os.fstat(sock.fileno()).st_ino: sock for _, sock in sorted(self.sockets.items())}.values())
+
     def inodes(self) -> list[int]:
-        """What identifies the sockets in other processes' /proc/PID/fd; each once."""
-        return list(dict.fromkeys(os.fstat(sock.fileno()).st_ino for _, sock in sorted(self.sockets.items())))
+        """What identifies the sockets in other processes' /proc/PID/fd."""
+        return [os.fstat(sock.fileno()).st_ino for sock in self.distinct()]
 
     def close(self) -> None:
         for sock in self.sockets.values():
@@ -203,7 +207,7 @@ def listening() -> Iterator[Listening]:
 
 
 def _by(inodes: Iterable[int]) -> str:
-    """" by NAME (pid N)" for the process that holds one of the sockets, or "" if it cannot be seen."""
+    """Return " by NAME (pid N)" for the process that holds one of the sockets, "" if it cannot be seen."""
     names = {f"socket:[{inode}]" for inode in inodes}
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -255,7 +259,7 @@ _SO_DETACH_REUSEPORT_BPF = 68
 
 
 def steer(sock: socket.socket, first: int, count: int) -> None:
-    """Give new connections of sock's SO_REUSEPORT group to `count` members from index `first` on, in listening order."""
+    """Give new connections of sock's SO_REUSEPORT group to `count` members from index `first`, in listening order."""
     program = (
         (0x20, 0, 0, 0xFFFFF000 + 56),  # A = random (SKF_AD_OFF + SKF_AD_RANDOM)
         (0x94, 0, 0, count),  # A %= count
