@@ -441,10 +441,22 @@ def _unsound(config: Config) -> Iterator[tuple[str, str]]:
     yield from _unsound_services(config)
     if config.drain.delay > config.drain.deadline:
         yield "drain.delay", f"longer than drain.deadline ({config.drain.deadline:g}s), which covers the delay too"
+    if config.limits.table_bytes < (needed := _table_bytes(config.limits)):
+        yield (
+            "limits.table_bytes",
+            f"{config.limits.table_bytes} bytes hold no table of {config.limits.services} services and "
+            f"{config.limits.addresses} addresses; use {-(-needed // MIB)}MiB or more, or lower these two",
+        )
     try:
         _check_socket_path(config.admin_socket)
     except ValueError as error:
         yield "runtime_dir", str(error)
+
+
+def _table_bytes(limits: Limits) -> int:
+    """What a routing table takes before its first record (see core/shm.pxd), and 1 MiB for records."""
+    buckets = 1 << max(6, (limits.services - 1).bit_length())
+    return 8 * buckets + 8 * limits.services + 32 * limits.addresses + MIB
 
 
 def _unsound_listeners(config: Config) -> Iterator[tuple[str, str]]:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastside import _core
 from fastside.config import (
     DEFAULT_LISTENERS,
     Config,
@@ -46,7 +47,7 @@ services:
     endpoints: ["10.0.0.1:80", {address: "10.0.0.2:80", weight: 3}]
 timeouts: {connect: 250ms, header: 10s, request: 1m, keepalive: 5m, idle: 1h, half_close: 30s, pool_idle: 4s}
 limits: {connections: 1024, head_bytes: 32KiB, headers: 100, buffer_memory: 64MiB, pool_per_endpoint: 0,
-         services: 10, addresses: 100, table_bytes: 1MiB, service_series: 5}
+         services: 10, addresses: 100, table_bytes: 2MiB, service_series: 5}
 drain: {delay: 0, deadline: 10s}
 ejection: {failures: 0, time: 5s}
 splice_after: 0
@@ -132,9 +133,16 @@ def test_a_configuration_survives_encoding(tmp_path: Path) -> None:
         assert msgspec.convert(msgspec.to_builtins(config), Config) == config
 
 
-def test_the_settings_are_those_of_the_data_path() -> None:
-    from fastside import _core
+def test_the_least_table_that_is_accepted_can_be_made(tmp_path: Path) -> None:
+    text = "limits: {{services: 1000, addresses: 5000, table_bytes: {}}}"
+    needed = 8 * 1024 + 8 * 1000 + 32 * 5000 + (1 << 20)
+    limits = loaded(tmp_path, text.format(needed)).limits
+    assert len(problems(tmp_path, text.format(needed - 1))) == 1
+    table = _core.Table(limits.services, limits.addresses, limits.table_bytes, 1, 64, 2)
+    assert table.memory()["arena_bytes"] > (1 << 20) - 32768
 
+
+def test_the_settings_are_those_of_the_data_path() -> None:
     assert set(core_settings(load(None))) == set(_core.SETTINGS)
 
 
@@ -172,6 +180,10 @@ def test_the_settings_are_those_of_the_data_path() -> None:
         ("limits: {head_bytes: 64k}", "`64k` is not a size; write it like 64KiB, 1MiB or as a number of bytes"),
         ("limits: {headers: many}", "expected a whole number from 1 to 1000, got text (`many`)"),
         ("limits: {headers: '5'}", "expected a whole number from 1 to 1000, got text (`5`)"),
+        (
+            "limits: {table_bytes: 16MiB}",
+            "limits.table_bytes: 16777216 bytes hold no table of 131072 services and 1048576 addresses; use 35MiB",
+        ),
         ("splice_after: 4GiB", "expected a size such as 128KiB, below 4GiB; 0 = never"),
         ("api: 127.0.0.1", "api: `127.0.0.1` is not an address with a port; write IP:PORT or [IPv6]:PORT, in quotes"),
         ("api: localhost:80", "`localhost` is not an IP address; names are not looked up, write an address"),
