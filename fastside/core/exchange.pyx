@@ -114,7 +114,8 @@ cdef inline int32_t edit_head(uint8_t *p, const HttpHead *head, const char *fiel
     memmove(p + to, p + first, n)
     # May reach into the headroom, which begins before p.
     memmove(p + <int32_t> (to - field_length - first), p, first)
-    memcpy(p + <int32_t> (to - field_length), field, field_length)
+    if field_length:
+        memcpy(p + <int32_t> (to - field_length), field, field_length)
     return <int32_t> (to - field_length - first)
 
 
@@ -207,9 +208,7 @@ cdef bint request_next(Worker *w, Connection *d) noexcept nogil:
     d.request_us = 0
     d.status = 0
     if d.start == d.end:
-        if w.draining:
-            w.block.counters[C_CLOSE_DRAIN] += 1
-            connection_close(w, d)
+        if w.draining and not drain_keeps(w, d):
             return False
         buffer_drop(w, d)
     timer_set(w, d, w.settings[SET_KEEPALIVE_MS])

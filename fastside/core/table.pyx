@@ -1081,7 +1081,7 @@ cdef class Table:
         if head.arena + PAGE > head.size or head.size >> CLASS_SHIFT:
             raise ValueError(
                 f"table_bytes {table_bytes} is out of range: {max_services} services and {max_addresses} addresses "
-                f"take {head.arena} bytes before the first record; use {head.arena + PAGE}..{(1 << CLASS_SHIFT) - 1}")
+                f"take {head.arena} bytes before the first record; use {head.arena + PAGE}..{(<uint64_t>1 << CLASS_SHIFT) - 1}")
         memset(&live, 0, sizeof(live))
         live.magic = STATE_MAGIC
         live.workers = workers
