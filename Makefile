@@ -50,9 +50,9 @@ clean:
 	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
 		> .venv/build-requirements.txt
 	$(BIN)/pip install -q -r .venv/build-requirements.txt
-	$(BIN)/pip install -q --no-build-isolation -e .
+	FASTSIDE_CORE=0 $(BIN)/pip install -q --no-build-isolation -e .
 	@touch $@
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/pip install -q --no-build-isolation -e '.[dev]'
+	FASTSIDE_CORE=0 $(BIN)/pip install -q --no-build-isolation -e '.[dev]'
 	@touch $@
