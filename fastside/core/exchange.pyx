@@ -177,6 +177,7 @@ cdef bint request_start(Worker *w, Connection *d, uint32_t head_length) noexcept
         d.flags |= F_REPLAY
         d.remaining = d.ready
     d.state = ST_BODY
+    timer_set(w, d, 0)          # the header's; connecting has its own, and request_forward sets the next
     return exchange_connect(w, d)
 
 
@@ -208,10 +209,8 @@ cdef bint request_next(Worker *w, Connection *d) noexcept nogil:
     d.request_us = 0
     d.status = 0
     if d.start == d.end:
-        if w.draining and not drain_keeps(w, d):
-            return False
         buffer_drop(w, d)
-    timer_set(w, d, w.settings[SET_KEEPALIVE_MS])
+    timer_set(w, d, idle_ms(w))
     return True
 
 
@@ -228,6 +227,8 @@ cdef bint exchange_connect(Worker *w, Connection *d) noexcept nogil:
     if why == 503:
         w.block.counters[C_NO_ENDPOINTS] += 1
         return fail(w, d, 503, b"no endpoint is registered")
+    if why == 500:
+        return fail(w, d, 503, b"this sidecar is out of connections or descriptors")
     return fail(w, d, 502, b"no endpoint accepted a connection")
 
 

@@ -67,6 +67,14 @@ cdef inline void upstream_uncount(Worker *w, Connection *u) noexcept nogil:
     w.inflight[u.address] -= 1
 
 
+cdef extern from *:
+    """
+    #include <errno.h>
+    static inline void set_errno(int value) { errno = value; }
+    """
+    void set_errno(int value) nogil
+
+
 cdef Connection *upstream_connect(Worker *w, uint32_t address, uint8_t kind) noexcept nogil:
     """Starts a connection to an address of the table; NULL when it failed at once (errno tells why)."""
     cdef const Address *a = w.addresses + address
@@ -97,6 +105,7 @@ cdef Connection *upstream_connect(Worker *w, uint32_t address, uint8_t kind) noe
     u = connection_new(w, fd, kind)
     if u == NULL:
         close(fd)
+        set_errno(ENOBUFS)
         return NULL
     u.state = ST_CONNECTING
     u.address = address
@@ -131,7 +140,7 @@ cdef Connection *upstream_pick(Worker *w, Connection *d, const Service *service,
     """A connection, pooled or new, to the endpoint that the service's policy gives; d is linked to it.
 
     NULL when there is none, and then *why is the HTTP status that tells it: 502 all attempts failed, 503 no endpoint,
-    508 the endpoint is one of our own listeners. Endpoints in d.tried are not tried again.
+    508 the endpoint is one of our own listeners, 500 the fault is here. Endpoints in d.tried are not tried again.
     """
     cdef const Endpoint *endpoint
     cdef Connection *u
@@ -153,6 +162,9 @@ cdef Connection *upstream_pick(Worker *w, Connection *d, const Service *service,
         else:
             u = upstream_connect(w, endpoint.address, CONN_HTTP_UP if pooled else CONN_TCP_UP)
             if u == NULL:
+                if errno in (EMFILE, ENFILE, ENOBUFS, ENOMEM):      # no reason to think ill of the endpoint
+                    why[0] = 500
+                    return NULL
                 connect_failed(w, d, endpoint.address)
                 continue
         upstream_count(w, u)
