@@ -4,6 +4,7 @@
 include "core/settings.pyx"
 include "core/http1.pyx"
 include "core/table.pyx"
+include "core/writer.pyx"
 include "core/balance.pyx"
 include "core/stats.pyx"
 include "core/memory.pyx"

@@ -52,11 +52,11 @@ cdef inline uint64_t next_random(Balance *local) noexcept nogil:
 
 
 cdef inline const Endpoint *endpoints_of(const Shm *shm, const Service *service) noexcept nogil:
-    return <const Endpoint *>(shm.table + service.endpoints)
+    return <const Endpoint *> (shm.table + service.endpoints)
 
 
 cdef inline AddressState *state_of(const Shm *shm, uint32_t address) noexcept nogil:
-    return <AddressState *>(shm.state + shm.live.address_states) + address
+    return <AddressState *> (shm.state + shm.live.address_states) + address
 
 
 cdef inline uint32_t weight_of(const Endpoint *endpoints, uint32_t index) noexcept nogil:
@@ -79,10 +79,9 @@ cdef uint32_t at_position(const Endpoint *endpoints, uint32_t count, uint32_t po
 
 cdef uint64_t inflight_of(const Shm *shm, uint32_t address) noexcept nogil:
     # Over all workers: each writes its own row.
-    cdef const uint32_t *cell = <const uint32_t *>(shm.state + shm.live.inflight) + address
+    cdef const uint32_t *cell = <const uint32_t *> (shm.state + shm.live.inflight) + address
     cdef uint64_t total = 0
-    cdef uint32_t worker
-    for worker in range(shm.live.workers):
+    for _ in range(shm.live.workers):
         total += fs_load_relaxed_u32(cell)
         cell += shm.live.max_addresses
     return total
@@ -105,18 +104,18 @@ cdef inline uint32_t draw(Balance *local, const Service *service, const Endpoint
     cdef uint64_t cursor
     if service.policy == ROUND_ROBIN:
         cursor = local.cursors[service.sid]
-        local.cursors[service.sid] = <uint32_t>(cursor + 1)
-        cursor += <uint32_t>fs_fold(service.hash ^ local.seed, MIX_1)
+        local.cursors[service.sid] = <uint32_t> (cursor + 1)
+        cursor += <uint32_t> fs_fold(service.hash ^ local.seed, MIX_1)
         if service.stride == 0:
-            return <uint32_t>(cursor % count)
+            return <uint32_t> (cursor % count)
         # stride is coprime to the total weight: every run of total_weight draws visits each position once, and as the
         # stride is near the golden section of the total, the visits of one endpoint lie well apart.
-        return at_position(endpoints, count, <uint32_t>(cursor % service.total_weight * service.stride
-                                                        % service.total_weight))
+        cursor = cursor % service.total_weight * service.stride % service.total_weight
+        return at_position(endpoints, count, <uint32_t> cursor)
     if service.policy == LEAST_REQUEST:
         if service.stride == 0:
-            return <uint32_t>((next_random(local) >> 32) * count >> 32)
-        return at_position(endpoints, count, <uint32_t>((next_random(local) >> 32) * service.total_weight >> 32))
+            return <uint32_t> ((next_random(local) >> 32) * count >> 32)
+        return at_position(endpoints, count, <uint32_t> ((next_random(local) >> 32) * service.total_weight >> 32))
     if service.maglev_size == 0:
         return 0
     return maglev[(hash + attempt) % service.maglev_size]
@@ -126,13 +125,13 @@ cdef uint32_t pick_usable(const Shm *shm, Balance *local, const Service *service
                           const uint32_t *tried, uint32_t tried_count, uint32_t except_index,
                           bint panic) noexcept nogil:
     cdef const Endpoint *endpoints = endpoints_of(shm, service)
-    cdef const uint16_t *maglev = <const uint16_t *>(shm.table + service.maglev)
+    cdef const uint16_t *maglev = <const uint16_t *> (shm.table + service.maglev)
     cdef uint32_t index = 0, attempt
-    for attempt in range(REDRAWS):
+    for attempt in range(<uint32_t> REDRAWS):
         index = draw(local, service, endpoints, maglev, hash, attempt)
         if index != except_index and usable(shm, &endpoints[index], now_ms, tried, tried_count, panic):
             return index
-    for attempt in range(service.endpoint_count):
+    for _ in range(service.endpoint_count):
         if index != except_index and usable(shm, &endpoints[index], now_ms, tried, tried_count, panic):
             return index
         index += 1
@@ -141,8 +140,8 @@ cdef uint32_t pick_usable(const Shm *shm, Balance *local, const Service *service
     return NONE
 
 
-cdef const Endpoint *balance_pick(const Shm *shm, Balance *local, const Service *service, uint64_t hash, uint64_t now_ms,
-                                  const uint32_t *tried, uint32_t tried_count) noexcept nogil:
+cdef const Endpoint *balance_pick(const Shm *shm, Balance *local, const Service *service, uint64_t hash,
+                                  uint64_t now_ms, const uint32_t *tried, uint32_t tried_count) noexcept nogil:
     cdef const Endpoint *endpoints = endpoints_of(shm, service)
     cdef uint32_t index, other
     cdef bint panic = False
@@ -158,8 +157,8 @@ cdef const Endpoint *balance_pick(const Shm *shm, Balance *local, const Service 
     if service.policy == LEAST_REQUEST and service.endpoint_count > 1:
         # Two candidates, drawn by weight; the one with fewer requests under way per weight is taken. With equal weights
         # they are distinct. With unequal ones they may be the same: then the shares at low load follow the weights.
-        other = pick_usable(shm, local, service, hash, now_ms, tried, tried_count, index if service.stride == 0 else NONE,
-                            panic)
+        other = pick_usable(shm, local, service, hash, now_ms, tried, tried_count,
+                            index if service.stride == 0 else NONE, panic)
         if other != NONE and other != index and (
                 inflight_of(shm, endpoints[other].address) * weight_of(endpoints, index)
                 < inflight_of(shm, endpoints[index].address) * weight_of(endpoints, other)):
@@ -177,7 +176,7 @@ cdef void address_failed(const Shm *shm, uint32_t address, uint64_t now_ms, uint
     failures = fs_add_u32(&state.failures, 1) + 1
     if failures >= max_failures:
         fs_store_relaxed_u64(&state.ejected_until_ms,
-                             now_ms + (<uint64_t>eject_ms << min(failures - max_failures, <uint32_t>MAX_DOUBLINGS)))
+                             now_ms + (<uint64_t> eject_ms << min(failures - max_failures, <uint32_t> MAX_DOUBLINGS)))
 
 
 cdef void address_ok(const Shm *shm, uint32_t address) noexcept nogil:
@@ -198,7 +197,7 @@ cdef uint32_t greatest_common_divisor(uint32_t a, uint32_t b) noexcept nogil:
 
 cdef uint32_t stride_for(uint32_t total) noexcept nogil:
     # The number nearest above total / phi that is coprime to total; total - 1 always is.
-    cdef uint32_t stride = <uint32_t>(total * 0.6180339887498949)
+    cdef uint32_t stride = <uint32_t> (total * 0.6180339887498949)
     if stride == 0:
         stride = 1
     while greatest_common_divisor(stride, total) != 1:
@@ -211,8 +210,8 @@ cdef uint32_t maglev_size_for(uint32_t count) noexcept nogil:
     cdef uint32_t i
     if count < 2:
         return 0
-    for i in range(MAGLEV_SIZES):
-        if MAGLEV_PRIMES[i] >= 100 * <uint64_t>count:
+    for i in range(<uint32_t> MAGLEV_SIZES):
+        if MAGLEV_PRIMES[i] >= 100 * <uint64_t> count:
             return MAGLEV_PRIMES[i]
     return MAGLEV_PRIMES[MAGLEV_SIZES - 1]
 
@@ -228,7 +227,7 @@ cdef struct Turn:               # one endpoint while a Maglev table is filled
 
 cdef inline bint before(const Turn *a, const Turn *b) noexcept nogil:
     # Whose turn comes first: the smaller share so far, measured by weight.
-    cdef uint64_t left = <uint64_t>(a.taken + 1) * b.weight, right = <uint64_t>(b.taken + 1) * a.weight
+    cdef uint64_t left = <uint64_t> (a.taken + 1) * b.weight, right = <uint64_t> (b.taken + 1) * a.weight
     if left != right:
         return left < right
     if a.identity != b.identity:
@@ -259,18 +258,17 @@ cdef bint maglev_fill(const Address *addresses, const Endpoint *endpoints, uint3
     Weights decide how often an endpoint has its turn. Nothing in it depends on the order of the endpoints or on this
     process: all sidecars that know the same endpoints send the same hash to the same one.
     """
-    cdef Turn *heap = <Turn *>malloc(count * sizeof(Turn))
-    cdef uint8_t *full = <uint8_t *>calloc(size, 1)
+    cdef Turn *heap = <Turn *> malloc(count * sizeof(Turn))
+    cdef uint8_t *full = <uint8_t *> calloc(size, 1)
     cdef uint32_t i
     cdef bint done = heap != NULL and full != NULL
     if done:
         for i in range(count):
-            # ip, port and family are the first 19 bytes of an Address.
-            heap[i].identity = hash_bytes(addresses[endpoints[i].address].ip, 19, 0)
+            heap[i].identity = hash_bytes(addresses[endpoints[i].address].ip, ADDRESS_KEY, 0)
             heap[i].taken = 0
             heap[i].weight = weight_of(endpoints, i)
-            heap[i].position = <uint32_t>(heap[i].identity % size)
-            heap[i].skip = <uint32_t>(fs_fold(heap[i].identity, MIX_3) % (size - 1)) + 1
+            heap[i].position = <uint32_t> (heap[i].identity % size)
+            heap[i].skip = <uint32_t> (fs_fold(heap[i].identity, MIX_3) % (size - 1)) + 1
             heap[i].index = i
         for i in range(count // 2, 0, -1):
             sift_down(heap, count, i - 1)
@@ -278,7 +276,7 @@ cdef bint maglev_fill(const Address *addresses, const Endpoint *endpoints, uint3
             while full[heap[0].position]:
                 heap[0].position = (heap[0].position + heap[0].skip) % size
             full[heap[0].position] = 1
-            entries[heap[0].position] = <uint16_t>heap[0].index
+            entries[heap[0].position] = <uint16_t> heap[0].index
             heap[0].taken += 1
             sift_down(heap, count, 0)
     free(heap)
