@@ -139,7 +139,7 @@ cdef void downstream_start(Worker *w, const Listener *listener, int fd, const Ha
     if d.kind == CONN_TCP_DOWN:
         relay_accepted(w, d, listener)
     else:
-        timer_set(w, d, w.settings[SET_KEEPALIVE_MS])
+        timer_set(w, d, idle_ms(w))
 
 
 cdef void peer_address(HandOver *peer, const sockaddr_storage *address) noexcept nogil:

@@ -99,16 +99,6 @@ cdef void drain_start(Worker *w) noexcept nogil:
         c = w.connections + i
         if c.kind == CONN_HTTP_UP and c.state == ST_POOLED:
             connection_close(w, c)
-        elif c.kind == CONN_HTTP_DOWN and c.state == ST_HEAD and c.start == c.end and drain_keeps(w, c):
-            run_later(w, c)
-
-
-cdef bint drain_keeps(Worker *w, Connection *d) noexcept nogil:
-    """Closes an idle downstream (False) unless a request is on its way in right now: that one is still served."""
-    cdef uint8_t byte
-    if d.flags & F_READABLE or recv(d.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0:
-        d.flags |= F_READABLE
-        return True
-    w.block.counters[C_CLOSE_DRAIN] += 1
-    connection_close(w, d)
-    return False
+        elif c.kind == CONN_HTTP_DOWN and c.state == ST_HEAD and c.start == c.end:
+            # Not closed at once: a request could be on its way, and its sender could not tell what became of it.
+            timer_set(w, c, DRAIN_IDLE_MS)

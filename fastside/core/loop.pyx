@@ -55,8 +55,11 @@ cdef void relay_expired(Worker *w, Connection *d) noexcept nogil:
 cdef void downstream_expired(Worker *w, Connection *d) noexcept nogil:
     cdef Text body
     if d.state == ST_HEAD and d.start == d.end:
-        w.block.counters[C_TIMEOUT_KEEPALIVE] += 1
-        w.block.counters[C_CLOSE_TIMEOUT] += 1
+        if w.draining:
+            w.block.counters[C_CLOSE_DRAIN] += 1
+        else:
+            w.block.counters[C_TIMEOUT_KEEPALIVE] += 1
+            w.block.counters[C_CLOSE_TIMEOUT] += 1
         connection_close(w, d)
     elif d.state == ST_HEAD:
         w.block.counters[C_TIMEOUT_HEADER] += 1

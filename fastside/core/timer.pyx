@@ -53,6 +53,11 @@ cdef inline void timer_set(Worker *w, Connection *c, uint32_t after_ms) noexcept
     timer_link(w, c, tick)
 
 
+cdef inline uint32_t idle_ms(const Worker *w) noexcept nogil:
+    """How long an HTTP downstream may wait for its next request."""
+    return DRAIN_IDLE_MS if w.draining else w.settings[SET_KEEPALIVE_MS]
+
+
 cdef int timer_sleep_ms(const Worker *w) noexcept nogil:
     """How long the loop may sleep: until the next slot in use, at most 5 s so that the heartbeat shows life."""
     cdef uint32_t start = w.wheel_tick % WHEEL_SLOTS, word, i

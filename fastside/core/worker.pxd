@@ -15,6 +15,7 @@ cdef enum:
     PIPE_BYTES = 262144
     PUMP_BUDGET = 524288        # bytes one connection may move before others get their turn
     ACCEPT_BURST = 64
+    DRAIN_IDLE_MS = 1000        # a draining worker waits so long for the next request, to say close in its response
 
 cdef enum:                      # upper half of epoll's data: a connection's generation, below these, or
     TAG_FIRST = 0xFFFFFF00
