@@ -610,7 +610,7 @@ cdef class Table:
 
     def worker(self, uint32_t slot) -> dict:
         """What the worker of a slot says about itself: pid, state, applied_version, listeners_version, heartbeat_ns
-        (CLOCK_MONOTONIC), connections (downstream)."""
+        (CLOCK_MONOTONIC), connections (downstream), asleep (it waits for events)."""
         cdef WorkerBlock *block
         self.check_slot(slot)
         block = block_of(&self.shm, slot)
@@ -621,6 +621,7 @@ cdef class Table:
             "listeners_version": fs_load_acquire_u32(&block.listeners_version),
             "heartbeat_ns": fs_load_relaxed_u64(&block.heartbeat_ns),
             "connections": fs_load_relaxed_u32(&block.connections),
+            "asleep": fs_load_acquire_u64(&block.epoch_seen) == ASLEEP,
         }
 
     def memory(self) -> dict[str, int]:
