@@ -12,6 +12,12 @@ cdef object socket_text(const uint8_t *ip, uint8_t family, uint16_t port):
     return f"{socket.inet_ntop(socket.AF_INET, ip[:4])}:{ntohs(port)}"
 
 
+def hash_key(key: bytes) -> int:
+    """What consistent hashing makes of a header's value, or of a source address as 16 bytes (IPv4: 12 zeros behind it)."""
+    cdef const uint8_t *p = key
+    return hash_bytes(p, <uint32_t> len(key), 0)
+
+
 def connections(Table table, uint32_t slot):
     """The connections of a worker: list of dict with index, kind, state, address, peer (index or None), age_ms, bytes (sent
     by that side), buffer (bool), pipe (bool), inbound (bool)."""
