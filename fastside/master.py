@@ -355,6 +355,7 @@ class Master:
         ready_at = slot.ended(how_it_ended(status))
         self.table.reset_worker(slot.number)
         self._assign_slots()
+        slot.hand_on(self.slots[slot.owner])
         if self.state in ("closing", "ending"):
             if status:
                 log(slot.last_end)
@@ -416,7 +417,7 @@ class Master:
         def work() -> int:
             from fastside import control  # here: the master does without what control imports
 
-            return control.run(self.config, self.table, channel, self.config_path)
+            return control.run(self.config, self.table, channel)
 
         keep = (self.table.table_fd, self.table.state_fd, channel.fileno())
         run_child("fastside: control", work, self.table, keep, ignored=(signal.SIGINT, signal.SIGHUP))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import struct
 import time
 from collections import deque
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 
 from fastside.event_loop import EventLoop
@@ -22,13 +24,18 @@ class To(IntEnum):
     WAKE = 1
     LISTENER_ADD = 2
     LISTENER_REMOVE = 3
+    CONNECTION = 4
     DRAIN = 5
     STOP = 6
     LISTENERS = 7
 
 
+_HEADER = struct.Struct("=IIII")  # type, a, b, length of the payload
+_LONGEST = 2048
+
+
 def inbox_message(kind: To, a: int = 0, b: int = 0, payload: bytes = b"") -> bytes:
-    return struct.pack("=IIII", kind, a, b, len(payload)) + payload
+    return _HEADER.pack(kind, a, b, len(payload)) + payload
 
 
 class Backoff:
@@ -69,30 +76,28 @@ class Slot:
         self.last_end = ""
         """What became of the last worker; "" until one has ended."""
         self.ended_at = 0.0
-        self._waiting: deque[tuple[bytes, socket.socket | None]] = deque()
+        self._waiting: deque[tuple[bytes, list[int]]] = deque()
+        """Messages that the inbox had no room for, with their descriptors."""
 
     @property
     def ready(self) -> bool:
         return self.ready_at is not None
 
     def ended(self, how: str) -> float | None:
-        """Note the end of the worker; return when it had become ready.
-
-        Messages that wait are dropped: the next worker is born with what they say.
-        """
+        """Note the end of the worker; return when it had become ready."""
         ready_at = self.ready_at
         self.last_end = f"worker {self.number} (pid {self.pid}) {how}"
         self.ended_at = time.monotonic()
         self.pid = 0
         self.ready_at = None
-        self._waiting.clear()
         return ready_at
 
-    def post(
-        self, kind: To, a: int = 0, b: int = 0, payload: bytes = b"", attached: socket.socket | None = None
-    ) -> None:
-        """Send a message that must arrive: what a full inbox does not take now is tried again."""
-        self._waiting.append((inbox_message(kind, a, b, payload), attached))
+    def post(self, kind: To, a: int = 0, b: int = 0, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
+        """Send a message that must arrive: what a full inbox does not take now is tried again.
+
+        fds: go with it, and are closed here when it has been sent.
+        """
+        self._waiting.append((inbox_message(kind, a, b, payload), list(fds)))
         if len(self._waiting) == 1:
             self._flush()
 
@@ -101,7 +106,7 @@ class Slot:
         for entry in listener.entries():
             sizes = bytes((entry.direction, entry.protocol, len(entry.service), len(entry.service_header)))
             payload = sizes + entry.service + entry.service_header
-            self.post(To.LISTENER_ADD, entry.id, entry.slot, payload, listener.sockets[entry.slot])
+            self.post(To.LISTENER_ADD, entry.id, entry.slot, payload, [os.dup(entry.fd)])
 
     def wake(self) -> None:
         """Make the worker look at shared memory. Any message does that, so this one may be dropped."""
@@ -109,19 +114,38 @@ class Slot:
             with contextlib.suppress(OSError):
                 self.outbox.send(inbox_message(To.WAKE))
 
+    def hand_on(self, other: Slot) -> None:
+        """Empty a dead worker's inbox: connections that siblings had handed over to it go to `other`.
+
+        Anything else is dropped, for the next worker is born with what it says.
+        """
+        messages = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                data, fds, _, _ = socket.recv_fds(self.inbox, _LONGEST, 1, socket.MSG_CMSG_CLOEXEC)
+                messages.append((data, fds))
+        messages += self._waiting
+        self._waiting.clear()
+        for data, fds in messages:
+            kind, listener, _, _ = _HEADER.unpack_from(data)
+            if kind == To.CONNECTION:
+                # Marked, for it was counted among the connections of the worker that died.
+                other.post(To.CONNECTION, listener, 1, data[_HEADER.size :], fds)
+            else:
+                _close(fds)
+
     def _flush(self) -> None:
         while self._waiting:
-            data, attached = self._waiting[0]
-            if attached is None:
-                fds = []
-            elif (fd := attached.fileno()) >= 0:
-                fds = [fd]
-            else:  # a listener that was removed again in the meantime
-                self._waiting.popleft()
-                continue
+            data, fds = self._waiting[0]
             try:
                 socket.send_fds(self.outbox, [data], fds)
             except OSError:  # the inbox is full, or too many descriptors are on their way
                 self._loop.after(RETRY, self._flush)
                 return
             self._waiting.popleft()
+            _close(fds)
+
+
+def _close(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)

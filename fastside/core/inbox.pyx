@@ -1,5 +1,5 @@
-# The worker's inbox: a socketpair of packets that the master keeps for the slot's whole life, so that a connection handed
-# over to a worker that dies is served by its replacement.
+# The worker's inbox: a socketpair of packets that the master keeps for the slot's whole life. What is in it when the worker
+# dies is not lost: the master hands the connections on to whoever serves the slot then.
 
 cdef enum:
     INBOX_WAKE = 1
@@ -44,6 +44,8 @@ cdef void inbox_read(Worker *w) noexcept nogil:
 cdef void inbox_handle(Worker *w, const Message *message, uint32_t length, int fd) noexcept nogil:
     cdef Listener *listener
     if message.type == INBOX_CONNECTION and fd >= 0 and length >= sizeof(HandOver) - 16:
+        if message.b:
+            fs_add_u32(&w.block.connections, 1)
         listener = listener_by_id(w, message.a)
         if listener == NULL:
             close(fd)
