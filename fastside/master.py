@@ -11,6 +11,7 @@ import contextlib
 import gc
 import itertools
 import os
+import resource
 import signal
 import socket
 import sys
@@ -34,6 +35,7 @@ from fastside.slots import Backoff, Slot, To, inbox_message
 from fastside.worker import BOOT_FAILED, run_child, run_worker
 
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
+UNUSED_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
 
 CONTROL_PATIENCE = 10.0
 """Seconds that the workers wait at the start for control's first snapshot; then they serve without it."""
@@ -46,6 +48,8 @@ RECLAIM_DELAY = 1.0
 """Seconds after an update in which its readers have surely moved on, so that the old records can be freed."""
 MAX_LISTENERS = 64
 """As many as a worker can hold, see core/worker.pxd."""
+OTHER_DESCRIPTORS = 1024 + 256
+"""What a worker may hold besides connections and listeners: the pipes of splice, and some to spare."""
 
 
 class StartError(Exception):
@@ -79,6 +83,19 @@ def how_it_ended(status: int) -> str:
     """A wait status in words."""
     code = os.waitstatus_to_exitcode(status)
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+
+
+def raise_descriptor_limit(wanted: int) -> None:
+    """Make RLIMIT_NOFILE what a worker needs; the default of 1024 is far too small."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        if allowed < wanted:
+            log(
+                f"a worker with limits.connections as configured needs {wanted} descriptors, and {hard} are allowed: "
+                "it will stop accepting before; raise the limit (ulimit -Hn, LimitNOFILE=) or lower limits.connections"
+            )
 
 
 @dataclass
@@ -208,8 +225,12 @@ class Master:
         """
         began = time.monotonic()
         self.loop.on_signals(SIGNALS, self._on_signal)
+        for number in UNUSED_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
         self.loop.watch(self.wake, self._on_wake)
         self._introduce()
+        sockets = len(self.config.listeners) * len(self.slots)
+        raise_descriptor_limit(self.config.limits.connections + sockets + OTHER_DESCRIPTORS)
         self._write_record()
         if self.orphans and self.orphans.control:
             # It has the ports that the new control needs. Its leases go on, and its snapshot is on disk.
@@ -420,7 +441,9 @@ class Master:
             return control.run(self.config, self.table, channel)
 
         keep = (self.table.table_fd, self.table.state_fd, channel.fileno())
-        run_child("fastside: control", work, self.table, keep, ignored=(signal.SIGINT, signal.SIGHUP))
+        # SIGTERM is its own business: without a master it may be told to end.
+        ignored = (signal.SIGINT, signal.SIGHUP, *UNUSED_SIGNALS)
+        run_child("fastside: control", work, self.table, keep, ignored)
 
     def _control_ready(self, control: Control) -> None:
         control.ready_at = time.monotonic()

@@ -171,6 +171,19 @@ class TestMaster:
             os.kill(pid, signal.SIGCONT)
         wait_until(lambda: not session_members(session), what="the old workers end")
 
+    @pytest.mark.parametrize("workers", [1, 3])
+    def test_with_another_number_of_workers(self, running, workers):
+        orphans = running.worker_pids()
+        with Load(running.outbound, SERVICE, keep_alive=False) as load:
+            kill(running.pid)
+            running.process.wait()
+            running.configure({"workers": workers})
+            running.start()
+            wait_until(lambda: all(gone(pid) for pid in orphans), what="the old workers end")
+            load.wait_for_calls()
+        assert load.failures == []
+        assert len(running.worker_pids()) == workers
+
     def test_control_and_master_together(self, running):
         with Load(running.outbound, SERVICE) as load:
             kill(pid_of(running, "control"))
