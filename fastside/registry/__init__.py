@@ -7,6 +7,7 @@ through `parse_listing`, so that nothing malformed gets further; `view` decides 
 from __future__ import annotations
 
 import ipaddress
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -63,6 +64,10 @@ class RegistryStatus:
     rejected_records: int = 0
     reconnects: int = 0
 
+    def age(self) -> float:
+        """Seconds since it was reached or lost."""
+        return time.monotonic() - self.since
+
 
 class Listener(Protocol):
     """Who hears from a registry. The calls come from the event loop's thread."""
@@ -102,10 +107,10 @@ class Registry(Protocol):
     def unwatch(self, service: str) -> None:
         """End that."""
 
-    async def settle(self, timeout: float) -> bool:
-        """Wait until the registry confirmed all that was registered and deregistered so far, at most timeout seconds.
+    async def settle(self, timeout: float, service: str | None = None) -> bool:
+        """Wait until the registry confirmed what was registered and deregistered so far (of one service, or of all).
 
-        Returns whether it did.
+        Waits at most timeout seconds. Returns whether it is confirmed.
         """
 
     async def close(self) -> None:

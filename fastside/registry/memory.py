@@ -39,7 +39,7 @@ class MemoryRegistry:
     def unwatch(self, service: str) -> None:
         self._watched.discard(service)
 
-    async def settle(self, timeout: float) -> bool:
+    async def settle(self, timeout: float, service: str | None = None) -> bool:
         return True
 
     async def close(self) -> None:

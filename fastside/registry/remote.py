@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import random
@@ -92,10 +93,14 @@ class RemoteRegistry:
         if self._watched.pop(service, None) is not None:
             self._watches_changed.set()
 
-    async def settle(self, timeout: float) -> bool:
+    async def settle(self, timeout: float, service: str | None = None) -> bool:
+        def settled() -> bool:
+            unconfirmed = itertools.chain(self._leaving, (key for key, due in self._due.items() if not due))
+            return not any(service in (None, name) for name, _ in unconfirmed)
+
         try:
             async with asyncio.timeout(timeout), self._settled:
-                await self._settled.wait_for(lambda: not self._leaving and all(self._due.values()))
+                await self._settled.wait_for(settled)
         except TimeoutError:
             return False
         return True

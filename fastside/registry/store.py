@@ -93,7 +93,7 @@ class Store:
             self._touch(service)
 
     def changed(self, service: str) -> int:
-        """The index of a service's last change. Of one without instances nothing is kept: it may have changed just now."""
+        """The index of a service's last change. Of one without instances nothing is kept: maybe just now."""
         return self._changed.get(service, self.index)
 
     def services(self) -> dict[str, int]:

@@ -1,0 +1,1 @@
+"""Taking over an application's publications and subscriptions."""
