@@ -211,7 +211,9 @@ class Master:
     @staticmethod
     def _own_updates(config: Config, listeners: Iterable[ListenerConfig]) -> list[Message]:
         """What the master itself has to say in the table."""
-        addresses = [[host, port] for host, port in own_addresses(listeners)]
+        # Only outbound: a service that is published and called on one machine has the inbound listener as its endpoint.
+        outbound = [listener for listener in listeners if listener.direction == "outbound"]
+        addresses = [[host, port] for host, port in own_addresses(outbound)]
         return [
             {"op": "settings", "values": core_settings(config)},
             {"op": "listeners", "addresses": addresses},
