@@ -105,9 +105,12 @@ cdef bint hand_over(Worker *w, const Listener *listener, int fd, const HandOver 
     cdef uint32_t to = least_loaded(w)
     if to == w.slot:
         return False
-    # Counted at once, so that the next accept sees it.
+    # Counted at once, so that the next accept sees it, and before the last look at the state: a worker that drains ends
+    # only when none is counted, so it either takes this one or is seen draining here.
     fs_add_u32(&w.blocks[to].connections, 1)
-    if fs_send_fd(w.outboxes[to], peer, sizeof(HandOver), fd) < 0:
+    fs_fence()
+    if (fs_load_acquire_u32(&w.blocks[to].state) != WORKER_READY
+            or fs_send_fd(w.outboxes[to], peer, sizeof(HandOver), fd) < 0):
         fs_sub_u32(&w.blocks[to].connections, 1)
         return False
     close(fd)

@@ -116,6 +116,12 @@ cdef void wait_remove(Worker *w, Connection *c) noexcept nogil:
     c.flags &= ~<uint32_t> F_WAIT_BUFFER
 
 
+cdef inline void wait_over(Worker *w, Connection *c) noexcept nogil:
+    """c got on, perhaps before its turn came."""
+    if c.flags & F_WAIT_BUFFER:
+        wait_remove(w, c)
+
+
 cdef void wake_buffer_waiter(Worker *w) noexcept nogil:
     cdef Connection *c = w.connections + w.wait_head
     wait_remove(w, c)
@@ -169,6 +175,9 @@ cdef void connection_close(Worker *w, Connection *c) noexcept nogil:
     c.next = w.free_head
     w.free_head = index_of(w, c)
     w.live -= 1
+    # This one may have been woken for a buffer that it did not take.
+    if w.wait_head != NONE and w.buffers_used < w.settings[SET_BUFFERS]:
+        wake_buffer_waiter(w)
 
 
 cdef void reset_on_close(Connection *c) noexcept nogil:

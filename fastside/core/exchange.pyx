@@ -29,6 +29,7 @@ cdef int room_for_head(Worker *w, Connection *c) noexcept nogil:
             wait_for_buffer(w, c)
             return 0
         c.start = c.end = HEADROOM
+        wait_over(w, c)
     elif c.start == c.end:
         c.start = c.end = HEADROOM
     elif c.end == c.buffer.size:
@@ -40,6 +41,7 @@ cdef int room_for_head(Worker *w, Connection *c) noexcept nogil:
             if larger == NULL:
                 wait_for_buffer(w, c)
                 return 0
+            wait_over(w, c)
         memmove(buffer_data(larger) + HEADROOM, buffer_data(c.buffer) + c.start, c.end - c.start)
         c.end = HEADROOM + c.end - c.start
         c.start = HEADROOM
@@ -56,7 +58,8 @@ cdef bint request_read(Worker *w, Connection *d) noexcept nogil:
     cdef ssize_t n
     while True:
         if d.start < d.end:
-            if d.scanned == 0:
+            if d.scanned <= 1:          # a CR alone may be the first half of an empty line
+                d.scanned = 0
                 d.start += http1_skip_empty(buffer_data(d.buffer) + d.start, d.end - d.start)
             if d.start < d.end:
                 if d.request_us == 0:
@@ -132,9 +135,7 @@ cdef bint request_start(Worker *w, Connection *d, uint32_t head_length) noexcept
     cdef int outcome
 
     w.block.counters[C_REQUESTS] += 1
-    d.stat_slot = 0
     d.sid = NONE
-    d.streak = 0
     outcome = http1_parse_request(p, head_length, w.settings[SET_HEADERS], listener.header, listener.header_length, &head)
     if outcome != HTTP_OK:
         return refuse(w, d, outcome)
@@ -208,6 +209,9 @@ cdef bint request_next(Worker *w, Connection *d) noexcept nogil:
     d.tried_count = 0
     d.request_us = 0
     d.status = 0
+    d.method = METHOD_OTHER
+    d.stat_slot = 0
+    d.streak = 0
     if d.start == d.end:
         buffer_drop(w, d)
     timer_set(w, d, idle_ms(w))
@@ -408,7 +412,7 @@ cdef int response_start(Worker *w, Connection *d, Connection *u, uint32_t head_l
         if (head.flags & HEAD_CLOSE or d.minor == 0 or head.body == BODY_UNTIL_CLOSE
                 or (head.minor == 0 and not head.flags & HEAD_KEEP_ALIVE)):
             u.flags |= F_CLOSE
-        if head.body == BODY_UNTIL_CLOSE or not d.flags & F_DONE or w.draining:
+        if head.body == BODY_UNTIL_CLOSE or not d.flags & F_SENT or w.draining:
             d.flags |= F_CLOSE
         if d.flags & F_CLOSE:
             field = b"Connection: close\r\n"

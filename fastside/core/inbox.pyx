@@ -43,12 +43,13 @@ cdef void inbox_read(Worker *w) noexcept nogil:
 
 cdef void inbox_handle(Worker *w, const Message *message, uint32_t length, int fd) noexcept nogil:
     cdef Listener *listener
-    if message.type == INBOX_CONNECTION and fd >= 0 and length >= sizeof(HandOver) - 16:
+    if message.type == INBOX_CONNECTION and length >= sizeof(HandOver) - 16:
         if message.b:
             fs_add_u32(&w.block.connections, 1)
         listener = listener_by_id(w, message.a)
-        if listener == NULL:
-            close(fd)
+        if fd < 0 or listener == NULL:      # no descriptor: this process is short of them, and the kernel closed it
+            if fd >= 0:
+                close(fd)
             fs_sub_u32(&w.block.connections, 1)
             return
         w.block.counters[C_TAKEN_OVER] += 1
@@ -97,6 +98,7 @@ cdef void drain_start(Worker *w) noexcept nogil:
     w.draining = True
     listeners_sync(w)
     tell_master(w, WORKER_DRAINING)
+    fs_fence()                  # see hand_over
     for i in range(w.fresh):
         c = w.connections + i
         if c.kind == CONN_HTTP_UP and c.state == ST_POOLED:

@@ -35,7 +35,8 @@ cdef Buffer *buffer_take(Worker *w, uint32_t size) noexcept nogil:
 
 
 cdef void buffer_give(Worker *w, Buffer *buffer) noexcept nogil:
-    w.buffers_used -= buffer_units(buffer.size)
+    cdef uint32_t units = buffer_units(buffer.size)
+    w.buffers_used -= units
     w.block.counters[G_BUFFERS] = w.buffers_used
     if buffer.size == SMALL_BUFFER and w.small_free < KEEP_SMALL:
         buffer.next = w.small
@@ -47,7 +48,8 @@ cdef void buffer_give(Worker *w, Buffer *buffer) noexcept nogil:
         w.large_free += 1
     else:
         free(buffer)
-    if w.wait_head != NONE:
+    while units and w.wait_head != NONE:
+        units -= 1
         wake_buffer_waiter(w)
 
 

@@ -144,6 +144,7 @@ cdef bint take_copy_buffer(Worker *w, Connection *src) noexcept nogil:
             wait_for_buffer(w, src)
             return False
     src.start = src.end = HEADROOM
+    wait_over(w, src)
     return True
 
 
@@ -187,6 +188,7 @@ cdef int pump(Worker *w, Connection *src, Connection *dst) noexcept nogil:
                 continue
             if rc == 1:
                 buffer_drop(w, src)
+                wait_over(w, src)
                 continue
             if rc == -2:
                 return PUMP_SOURCE_ERROR
@@ -223,6 +225,11 @@ cdef int relay_direction(Worker *w, Connection *src, Connection *dst) noexcept n
     return rc == PUMP_WAIT
 
 
+cdef inline bint relay_reset(const Connection *c, const Connection *peer) noexcept nogil:
+    """c ended its side and was reset since. Nothing is read from it any more that could tell."""
+    return c.flags & F_SENT and c.flags & F_GONE and not peer.flags & F_SENT
+
+
 cdef void relay_run(Worker *w, Connection *d) noexcept nogil:
     cdef Connection *u = peer_of(w, d)
     cdef int rc
@@ -231,7 +238,7 @@ cdef void relay_run(Worker *w, Connection *d) noexcept nogil:
     if u.state == ST_CONNECTING:
         relay_connecting(w, d, u)
         return
-    if not relay_direction(w, d, u) or not relay_direction(w, u, d):
+    if not relay_direction(w, d, u) or not relay_direction(w, u, d) or relay_reset(d, u) or relay_reset(u, d):
         w.block.counters[C_CLOSE_DOWNSTREAM_RESET] += 1
         reset_on_close(d)
         reset_on_close(u)
@@ -249,9 +256,10 @@ cdef void relay_run(Worker *w, Connection *d) noexcept nogil:
 cdef void relay_end(Worker *w, Connection *d) noexcept nogil:
     cdef Connection *u = peer_of(w, d)
     cdef ServiceStats *stats = stats_of(&w.shm, w.slot, d.stat_slot)
-    stats.bytes_received += d.bytes
-    stats.bytes_sent += 0 if u == NULL else u.bytes
-    stats.responses[0 if u == NULL or u.state == ST_CONNECTING else 2] += 1
+    stats.bytes_received += d.streak
+    stats.bytes_sent += 0 if u == NULL else u.streak
+    if d.status != 101:         # an upgraded exchange was counted as what it began as
+        stats.responses[0 if u == NULL or u.state == ST_CONNECTING else 2] += 1
     pair_close(w, d)
 
 

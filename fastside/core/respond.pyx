@@ -73,8 +73,9 @@ cdef bint respond(Worker *w, Connection *d, int status, const Text *body) noexce
         w.block.counters[C_CLOSE_REFUSED] += 1
         linger_close(w, d)
         return False
-    d.start += d.ready          # the refused request
+    d.start += d.ready          # what is left of this request belongs to no other
     d.ready = 0
+    pipe_drop(w, d)
     return request_next(w, d)
 
 

@@ -46,10 +46,12 @@ cdef Connection *pool_take(Worker *w, uint32_t address, uint32_t gen) noexcept n
     while w.pool[address].first != 0:
         u = w.connections + (w.pool[address].first - 1)
         if u.address_gen == gen and not u.flags & (F_RDHUP | F_GONE):
-            if w.now_ms - u.since < 250:
+            if w.now_ms - u.since < 250 and not u.flags & F_READABLE:
                 pool_unlink(w, u)
                 return u
+            # F_READABLE: bytes that nobody asked for may have come with the last response.
             if recv(u.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0 and errno == EAGAIN:
+                u.flags &= ~<uint32_t> F_READABLE
                 pool_unlink(w, u)
                 return u
         w.block.counters[C_UPSTREAM_STALE] += 1
