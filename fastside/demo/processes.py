@@ -90,8 +90,8 @@ class Guard:
 
     def start(self, name: str, *arguments: str, piped: bool = False) -> Process:
         """Run a module of this package; `name` is that of its log. piped: its stdin and stdout are pipes."""
-        log = self.directory / f"{name.replace("'s ", "-").replace(" ", "-")}.log"
-        other = {key: value for key, value in os.environ.items() if not key.startswith("FASTSIDE_")}
+        log = self.directory / (name.replace("'s", "").replace(" ", "-") + ".log")
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("FASTSIDE_")}
         with log.open("ab") as stream:
             popen = subprocess.Popen(
                 [sys.executable, "-m", *arguments],
@@ -99,7 +99,7 @@ class Guard:
                 stdout=subprocess.PIPE if piped else stream,
                 stderr=stream,
                 text=True,
-                env=other,
+                env=environment,
                 start_new_session=True,
                 preexec_fn=lambda: self._tell(os.getpid()),  # the demo has a single thread
             )
