@@ -107,7 +107,7 @@ cdef void events_note(Worker *w, const epoll_event *events, int count) noexcept 
         if c == NULL:
             continue
         note_readiness(c, events[i].events)
-        if c.state == ST_POOLED and c.flags & F_READABLE:
+        if c.state == ST_POOLED and events[i].events & (EPOLLIN | EPOLLRDHUP | EPOLLERR | EPOLLHUP):
             w.block.counters[C_UPSTREAM_STALE] += 1
             connection_close(w, c)
 
