@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+
+from fastside import _core
 from http1_corpus import (
     INVALID_CHUNKS,
     INVALID_REQUESTS,
@@ -14,8 +16,6 @@ from http1_corpus import (
     VALID_RESPONSES,
     get,
 )
-
-from fastside import _core
 
 
 def refused(corpus: dict[str, list[bytes]]) -> list[tuple[str, bytes]]:

@@ -226,19 +226,19 @@ cdef inline bint is_whole(const uint8_t *p, uint32_t length) noexcept nogil:
 # -- values ----------------------------------------------------------------------------------------------------------
 
 cdef int parse_length(const uint8_t *p, const uint8_t *end, uint64_t *value) noexcept nogil:
-    """Content-Length = 1*DIGIT (RFC 9110 8.6); at most 2^63 - 1, since others count in signed numbers."""
+    """Content-Length = 1*DIGIT (RFC 9110 8.6); at most 2^63 - 1 and 19 digits, since others count in signed numbers
+    and bound the digits."""
+    cdef const uint8_t *start = p
     cdef uint64_t n = 0
-    cdef uint64_t digit
-    if p == end:
-        return REJECT_LENGTH
-    while p < end:
-        if not fs_class[p[0]] & IS_DIGIT:
-            return REJECT_LENGTH
-        digit = p[0] - 48
-        if n > (<uint64_t>0x7fffffffffffffff - digit) // 10:
+    while p < end and fs_class[p[0]] & IS_DIGIT:
+        if p - start == 19:
             return REJECT_LENGTH_OVERFLOW
-        n = n * 10 + digit
+        n = n * 10 + (p[0] - 48)    # 19 digits fit
         p += 1
+    if p == start or p < end:
+        return REJECT_LENGTH
+    if n > <uint64_t>0x7fffffffffffffff:
+        return REJECT_LENGTH_OVERFLOW
     value[0] = n
     return HTTP_OK
 

@@ -1,0 +1,3 @@
+include "core/linux.pxd"
+include "core/native.pxd"
+include "core/http1.pxd"
