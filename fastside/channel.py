@@ -13,7 +13,7 @@ from __future__ import annotations
 import socket
 from typing import Any
 
-import msgpack
+import msgpack  # type: ignore[import-untyped]
 
 Message = dict[str, Any]
 

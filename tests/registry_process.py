@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import pytest
+
 from harness import DEADLINE, free_port, wait_until
 
 T = TypeVar("T")

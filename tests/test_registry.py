@@ -11,14 +11,14 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from harness import Raw, free_port
-from registry_process import RegistryProcess, eventually
 
 from fastside.registry import Address, BadRecord, Endpoint, Listing, parse_address, parse_listing
 from fastside.registry.memory import MemoryRegistry
 from fastside.registry.remote import RemoteRegistry
 from fastside.registry.server import Server, main
 from fastside.registry.store import Store, StoreFull
+from harness import Raw, free_port
+from registry_process import RegistryProcess, eventually
 
 A, B = Endpoint(Address("10.0.0.1", 20881)), Endpoint(Address("10.0.0.2", 20881), weight=3)
 
