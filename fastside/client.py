@@ -142,9 +142,13 @@ class Client:
             response = _send(connection, "GET", _watch_path(service), None)
             if response.status != 200:
                 raise _error(response.status, response.read())
+            ended = False
             while line := response.readline():
+                ended = ended or line.startswith(b"event: end")
                 if line.startswith(b"data:"):
                     yield _subscription(json.loads(line[5:]))
+            if not ended:
+                raise _not_reachable(self.address, EOFError("it ended the watch"))
         except (OSError, http.client.HTTPException) as error:
             raise _not_reachable(self.address, error) from None
         finally:
@@ -223,9 +227,13 @@ class AsyncClient:
         async with self._open("GET", _watch_path(service), None, self._watch_timeout) as response:
             if response.status != 200:
                 raise _error(response.status, await response.read())
+            ended = False
             async for line in response.content:
+                ended = ended or line.startswith(b"event: end")
                 if line.startswith(b"data:"):
                     yield _subscription(json.loads(line[5:]))
+            if not ended:
+                raise _not_reachable(self.address, EOFError("it ended the watch"))
 
     async def close(self) -> None:
         """Close the connections that are kept for the next call."""

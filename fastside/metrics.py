@@ -107,7 +107,8 @@ class SidecarCollector(Collector):
         )
         moved = CounterMetricFamily("fastside_bytes", "Bytes of bodies and streams", labels=(*labels, "way"))
         bounds = _core.histogram_bounds()
-        for stats in _core.service_stats(self._control.table):
+        all_stats = _core.service_stats(self._control.table)
+        for stats in all_stats:
             key = (stats["direction"] or "any", stats["service"])
             for code_class, count in zip(CODE_CLASSES, stats["responses"], strict=True):
                 requests.add_metric((*key, code_class), count)
@@ -115,6 +116,11 @@ class SidecarCollector(Collector):
             moved.add_metric((*key, "received"), stats["bytes_received"])
             moved.add_metric((*key, "sent"), stats["bytes_sent"])
         yield from (requests, duration, moved)
+        yield GaugeMetricFamily(
+            "fastside_services_without_series",
+            "Services that are counted as other; see limits.service_series",
+            value=self._control.table.memory()["services"] - (len(all_stats) - 1),
+        )
 
     def _connections(self) -> Iterator[Metric]:
         counters = _core.counters(self._control.table)

@@ -330,6 +330,7 @@ def test_a_watch_pushes_changes(sidecar, origin):
         client.unpublish("svc-a", origin.port)
         assert next(watch)["state"] == "gone"
         client.unsubscribe("svc-a")
+        raw.read_until(b"event: end\n")
         assert next(watch) == {"service": "svc-a", "address": None, "endpoints": [], "state": "gone"}
         assert raw.read_until(b"0\r\n\r\n")
 

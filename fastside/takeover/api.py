@@ -163,7 +163,7 @@ class Takeover:
         )
 
     async def watch(self, request: web.Request) -> web.StreamResponse:
-        """Server-Sent Events: the state of a service at once, and after each change; the last one says "gone"."""
+        """Server-Sent Events: the state of a service at once and after each change, and an "end"."""
         service = _service(request.query.get("service", ""))
         subscriptions = self._control.subscriptions
         subscriptions.endpoints(service)  # refuses what is not subscribed to, before the stream begins
@@ -178,7 +178,8 @@ class Takeover:
                     changes.clear()
                     await response.write(_event(self._state(service)))
                     await self._next_change(changes, response)
-                await response.write(_event({"service": service, "address": None, "endpoints": [], "state": "gone"}))
+                last: dict[str, Any] = {"service": service, "address": None, "endpoints": [], "state": "gone"}
+                await response.write(b"event: end\n" + _event(last))
         except ConnectionError:
             pass  # the client went away, as clients do
         finally:
