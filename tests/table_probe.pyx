@@ -9,8 +9,8 @@ from libc.string cimport memcmp, memcpy, memset
 from posix.unistd cimport usleep
 
 from fastside._core cimport (
-    MAX_KEY, OUTBOUND, Address, Balance, Endpoint, Service, Shm, Table, Writer, address_failed, address_ok,
-    balance_pick, epoch_enter, epoch_leave, fs_store_release_u64, hash_bytes, htons, table_by_sid, table_find,
+    OUTBOUND, Address, Balance, Endpoint, Service, Shm, Table, Writer, address_failed, address_ok, balance_pick,
+    epoch_enter, epoch_leave, hash_bytes, htons, table_by_sid, table_find,
 )
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,6 +51,21 @@ def delete(service: str, direction: str = "outbound") -> dict[str, Any]:
 def addresses(count: int, weight: int = 1) -> list[list[Any]]:
     """That many endpoints."""
     return [[f"10.{i >> 16}.{i >> 8 & 255}.{i & 255}", 8080, weight] for i in range(count)]
+
+
+def fork(work: Callable[[], None]) -> int:
+    """Runs work in a child process, which ends with status 0, or 1 after an exception. Returns its pid."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return pid
 
 
 def build() -> None:

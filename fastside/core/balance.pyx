@@ -126,17 +126,22 @@ cdef uint32_t pick_usable(const Shm *shm, Balance *local, const Service *service
                           bint panic) noexcept nogil:
     cdef const Endpoint *endpoints = endpoints_of(shm, service)
     cdef const uint16_t *maglev = <const uint16_t *> (shm.table + service.maglev)
-    cdef uint32_t index = 0, attempt
-    for attempt in range(<uint32_t> REDRAWS):
+    cdef uint32_t count = service.endpoint_count, index = 0, attempt
+    # Taking turns, a whole round finds every endpoint.
+    cdef uint32_t attempts = count if service.policy == ROUND_ROBIN and service.stride == 0 else <uint32_t> REDRAWS
+    for attempt in range(attempts):
         index = draw(local, service, endpoints, maglev, hash, attempt)
         if index != except_index and usable(shm, &endpoints[index], now_ms, tried, tried_count, panic):
             return index
-    for _ in range(service.endpoint_count):
+    for _ in range(count):
         if index != except_index and usable(shm, &endpoints[index], now_ms, tried, tried_count, panic):
             return index
         index += 1
-        if index == service.endpoint_count:
+        if index == count:
             index = 0
+    if service.policy == ROUND_ROBIN:
+        # Nothing was taken: a fixed number of turns lost at each call could skip the same endpoint for ever.
+        local.cursors[service.sid] -= attempts
     return NONE
 
 
@@ -189,20 +194,29 @@ cdef void address_ok(const Shm *shm, uint32_t address) noexcept nogil:
 
 # --- built by the master when a record is written -------------------------------------------------------------------
 
-cdef uint32_t greatest_common_divisor(uint32_t a, uint32_t b) noexcept nogil:
+cdef uint32_t largest_quotient(uint32_t a, uint32_t b) noexcept nogil:
+    """Of the continued fraction of a / b; 0 when a and b have a common divisor."""
+    cdef uint32_t largest = 0
     while b:
+        largest = max(largest, a // b)
         a, b = b, a % b
-    return a
+    return largest if a == 1 else 0
 
 
 cdef uint32_t stride_for(uint32_t total) noexcept nogil:
-    # The number nearest above total / phi that is coprime to total; total - 1 always is.
-    cdef uint32_t stride = <uint32_t> (total * 0.6180339887498949)
-    if stride == 0:
-        stride = 1
-    while greatest_common_divisor(stride, total) != 1:
-        stride += 1
-    return stride
+    """A stride coprime to the total of the weights, whose multiples spread evenly over it.
+
+    By the three-distance theorem they do so the better, the smaller the quotients of the continued fraction of
+    total / stride are. The golden section has the smallest, so the neighbours of total / phi are compared.
+    """
+    cdef uint32_t golden = <uint32_t> (total * 0.6180339887498949), reach = min(total // 6, <uint32_t> 32)
+    cdef uint32_t best = 1, least = NONE, stride, quotient
+    for stride in range(golden - reach, golden + reach + 2):
+        quotient = largest_quotient(total, stride)
+        if 0 < quotient < least:
+            best = stride
+            least = quotient
+    return best
 
 
 cdef uint32_t maglev_size_for(uint32_t count) noexcept nogil:
@@ -272,7 +286,7 @@ cdef bint maglev_fill(const Address *addresses, const Endpoint *endpoints, uint3
             heap[i].index = i
         for i in range(count // 2, 0, -1):
             sift_down(heap, count, i - 1)
-        for i in range(size):
+        for _ in range(size):
             while full[heap[0].position]:
                 heap[0].position = (heap[0].position + heap[0].skip) % size
             full[heap[0].position] = 1

@@ -86,7 +86,7 @@ cdef struct Service:            # immutable once published; replaced as a whole
     uint32_t stat_slot          # 0 = "other"
     uint32_t endpoint_count
     uint32_t total_weight
-    uint32_t stride             # coprime to total_weight, about total_weight / phi; 0 = all weights equal
+    uint32_t stride             # coprime to total_weight, near total_weight / phi; 0 = all weights equal
     uint32_t maglev_size
     uint32_t request_ms         # 0 = the setting
     uint8_t direction

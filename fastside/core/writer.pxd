@@ -42,7 +42,7 @@ cdef class Writer:
     # the batch under way
     cdef Change *changes
     cdef size_t change_count
-    cdef size_t reference_count # taken by its records
+    cdef size_t reference_count  # taken by its records
     cdef uint64_t arena_mark    # arena_used before it
     cdef uint64_t new_settings  # offset, or 0
     cdef uint32_t new_settings_class

@@ -265,6 +265,7 @@ cdef class Writer:
             return number
         if queue_length(&self.free_addresses):
             number = <uint32_t> queue_shift(&self.free_addresses)
+            memset(state_of(&self.shm, number), 0, sizeof(AddressState))
         elif self.next_address < self.shm.head.max_addresses:
             number = self.next_address
             self.next_address += 1
@@ -272,7 +273,6 @@ cdef class Writer:
             raise TableFull(
                 f"addresses: all {self.shm.head.max_addresses} are in use or wait until no worker uses them; raise "
                 f"limits.addresses")
-        memset(state_of(&self.shm, number), 0, sizeof(AddressState))
         address = self.address_at(number)
         memcpy(address.ip, wanted.ip, ADDRESS_KEY)
         address.flags = ADDRESS_LOOP if self.loops and address_key(wanted) in self.loops else 0
