@@ -6,12 +6,13 @@ have series (limits.service_series); the others are summed as service "other".
 
 from __future__ import annotations
 
+import asyncio
 import platform
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import Histogram
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -56,46 +57,35 @@ GAUGES = {
 
 
 class Metrics:
-    """The metrics of a control process."""
+    """The metrics of a control process: the shared memory's, and what control knows."""
 
     def __init__(self, control: Control) -> None:
-        self._registry = CollectorRegistry()
         self.push_to_apply = Histogram(
             "fastside_registry_push_to_apply_seconds",
             "From the word of a registry or an application to its effect on calls",
-            registry=self._registry,
+            registry=None,
             buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
         )
         self._control = control
-        self._collector = SidecarCollector(control)
-        self._registry.register(self._collector)
 
     async def serve(self, request: web.Request) -> web.Response:
         """The exposition format that the client prefers."""
         said = await self._control.master_status()
-        self._collector.restarts = {one["slot"]: one["restarts"] for one in said["workers"]} if said else {}
+        restarts = {one["slot"]: one["restarts"] for one in said["workers"]} if said else {}
+        families = Families([*self.push_to_apply.collect(), *self.collect(restarts)])
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        return web.Response(body=encode(self._registry), headers={"Content-Type": content_type})
+        # Thousands of series take a while to write down; the loop has other things to do meanwhile.
+        body = await asyncio.to_thread(encode, families)
+        return web.Response(body=body, headers={"Content-Type": content_type})
 
-
-class SidecarCollector(Collector):
-    """Makes metrics of the shared memory and of what control knows."""
-
-    def __init__(self, control: Control) -> None:
-        self._control = control
-        self.restarts: dict[int, int] = {}
-        """By worker slot, as the master says."""
-
-    def describe(self) -> Iterable[Metric]:
-        return ()  # nothing to collect at registration
-
-    def collect(self) -> Iterator[Metric]:
+    def collect(self, restarts: dict[int, int]) -> Iterator[Metric]:
+        """All families at the moment. restarts: by worker slot, as the master says."""
         info = InfoMetricFamily("fastside_build", "What runs here")
         info.add_metric((), {"version": __version__, "python": platform.python_version()})
         yield info
         yield from self._services()
         yield from self._connections()
-        yield from self._workers()
+        yield from self._workers(restarts)
         yield from self._table()
         yield from self._registry_state()
 
@@ -150,20 +140,20 @@ class SidecarCollector(Collector):
             value=counters["upstream_reuses"] / tries if tries else 0.0,
         )
 
-    def _workers(self) -> Iterator[Metric]:
+    def _workers(self, restarts: dict[int, int]) -> Iterator[Metric]:
         table = self._control.table
         up = GaugeMetricFamily("fastside_worker_up", "1 = serving", labels=("worker",))
         applied = GaugeMetricFamily("fastside_worker_applied_version", "Table version in use", labels=("worker",))
         open_now = GaugeMetricFamily("fastside_worker_connections", "Downstream connections", labels=("worker",))
-        restarts = CounterMetricFamily("fastside_worker_restarts", "Workers that were replaced", labels=("worker",))
+        replaced = CounterMetricFamily("fastside_worker_restarts", "Workers that were replaced", labels=("worker",))
         for slot in range(table.workers):
             worker = table.worker(slot)
             up.add_metric((str(slot),), worker["state"] == "ready")
             applied.add_metric((str(slot),), worker["applied_version"])
             open_now.add_metric((str(slot),), worker["connections"])
-            if slot in self.restarts:
-                restarts.add_metric((str(slot),), self.restarts[slot])
-        yield from (up, applied, open_now, restarts)
+            if slot in restarts:
+                replaced.add_metric((str(slot),), restarts[slot])
+        yield from (up, applied, open_now, replaced)
         connected = self._control.link.connected
         yield GaugeMetricFamily("fastside_master_up", "0 = the master process is gone", value=connected)
 
@@ -202,6 +192,16 @@ class SidecarCollector(Collector):
         for state, count in counts.items():
             endpoints.add_metric((state,), count)
         yield endpoints
+
+
+class Families(Collector):
+    """Families that were collected already."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
 
 
 def _by_label(name: str, text: str, label: str, prefix: str, counters: dict[str, Any]) -> CounterMetricFamily:

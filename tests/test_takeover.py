@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import socketserver
 import threading
 import time
@@ -375,6 +376,17 @@ def test_a_reload_moves_to_another_registry(registry, origin):
             wait_until(lambda before=before: before is None or before.addresses("svc-a") == set())
             wait_until(lambda: subscribed(sidecar, "svc-a")["state"] == "fresh")
             assert call(sidecar.outbound, "svc-a").status == 200
+
+
+@pytest.mark.parametrize(("key", "what"), [("api", "the API"), ("metrics", "metrics and health")])
+def test_a_port_that_cannot_be_had_is_named(tmp_path, key, what):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        bind = f"127.0.0.1:{taken.getsockname()[1]}"
+        sidecar = Sidecar({key: bind}, directory=tmp_path, wait_ready=False)
+        sidecar.start()
+        assert sidecar.process
+        assert sidecar.process.wait(DEADLINE) == 1
+        assert f"fastside: {bind} cannot be had for {what}: Address already in use" in sidecar.log()
 
 
 # Deaths

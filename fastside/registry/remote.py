@@ -56,6 +56,7 @@ class RemoteRegistry:
         self._tasks: list[asyncio.Task[None]] = []
         self._watched: dict[str, int] = {}  # and the index that was seen last
         self._watches_changed = asyncio.Event()
+        self._in_doubt = True
         self._wanted: dict[Key, Endpoint] = {}
         self._due: dict[Key, float] = {}  # when to register (again)
         self._leaving: dict[Key, float] = {}  # to take out, until when it is worth trying
@@ -137,7 +138,8 @@ class RemoteRegistry:
         assert self._session is not None
         assert self._listener is not None
         body = {"epoch": self.status.epoch, "services": dict(self._watched)}
-        confirmed = frozenset(self._watched)
+        # If it was away, those that have not changed meanwhile are to be told; else nobody has doubts about any.
+        confirmed = frozenset(self._watched) if self._in_doubt else frozenset()
         timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT, sock_read=SILENCE)
         async with self._session.post(f"{self._url}/v1/watch", json=body, timeout=timeout) as response:
             if response.status != 200:
@@ -146,6 +148,7 @@ class RemoteRegistry:
                 if name == "hello":
                     self._reached(str(data.get("epoch", ""))[:64])
                 elif name == "current":
+                    self._in_doubt = False
                     self._listener.current(confirmed)
                 elif name == "listing" and (listing := self._read(data)) is not None:
                     self._watched[listing.service] = listing.index
@@ -180,6 +183,7 @@ class RemoteRegistry:
         self._registrations_changed.set()
 
     def _away(self, error: Exception) -> None:
+        self._in_doubt = True
         self.status.last_error = str(error) or type(error).__name__
         if self.status.connected:
             log.warning("registry %s: away: %s", self._url, self.status.last_error)
