@@ -1,7 +1,7 @@
 # Listeners, and which worker gets a connection.
 #
-# The kernel's reuseport hash spreads many connections well and few ones badly: two long-lived RPC connections land on one
-# of two workers every other time. So the worker that accepts compares its load with its siblings' and passes the
+# The kernel's reuseport hash spreads many connections well and few ones badly: two long-lived RPC connections land on
+# one of two workers every other time. So the worker that accepts compares its load with its siblings' and passes the
 # connection on when theirs is clearly lower.
 
 cdef struct HandOver:           # message from sibling to sibling
@@ -195,8 +195,8 @@ cdef bint accept_one(Worker *w, const Listener *listener, int listening) noexcep
 
 cdef void accept_event(Worker *w, uint32_t index, uint32_t slot) noexcept nogil:
     cdef Listener *listener = w.listeners + index
-    cdef uint32_t i
-    for i in range(ACCEPT_BURST):
+    cdef uint32_t _i
+    for _i in range(ACCEPT_BURST):
         if listener.fd[slot] < 0 or not accept_one(w, listener, listener.fd[slot]):
             return
 

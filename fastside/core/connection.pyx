@@ -198,8 +198,8 @@ cdef void pair_close(Worker *w, Connection *c) noexcept nogil:
 
 
 cdef void linger_close(Worker *w, Connection *d) noexcept nogil:
-    """Closes a downstream that was answered. While it may still be sending, close(2) would answer its bytes by RST, and an
-    RST can overtake the answer (RFC 9112 9.6): then send FIN, and read and throw away for a while first."""
+    """Closes a downstream that was answered. While it may still be sending, close(2) would answer its bytes by RST, and
+    an RST can overtake the answer (RFC 9112 9.6): then send FIN, and read and throw away for a while first."""
     cdef bint quiet = d.start == d.end and not d.flags & (F_READABLE | F_GONE) and d.flags & F_DONE
     if quiet or d.flags & F_GONE or shutdown(d.fd, SHUT_WR) < 0:
         connection_close(w, d)

@@ -21,7 +21,7 @@ cdef void http_run(Worker *w, Connection *d) noexcept nogil:
 # ----------------------------------------------------------------------------------------------------------- request
 
 cdef int room_for_head(Worker *w, Connection *c) noexcept nogil:
-    """Makes room behind c.end for more of a head. 1: there is room, 0: waiting for a buffer, -1: the head is too long."""
+    """Makes room behind c.end for more of a head. 1: there is room, 0: waiting for a buffer, -1: it is too long."""
     cdef Buffer *larger
     if c.buffer == NULL:
         c.buffer = buffer_take(w, SMALL_BUFFER)
@@ -97,7 +97,8 @@ cdef inline uint32_t lower_key(uint8_t *key, const uint8_t *p, Span span) noexce
     return length
 
 
-cdef inline int32_t edit_head(uint8_t *p, const HttpHead *head, const char *field, uint32_t field_length) noexcept nogil:
+cdef inline int32_t edit_head(uint8_t *p, const HttpHead *head, const char *field,
+                              uint32_t field_length) noexcept nogil:
     """Takes head.cuts out of the head at p and puts `field` (one line with its CRLF, or nothing) after the first line.
 
     The head's end stays where it is, since the body follows it: what remains moves up against it. Returns how far the
@@ -136,7 +137,8 @@ cdef bint request_start(Worker *w, Connection *d, uint32_t head_length) noexcept
 
     w.block.counters[C_REQUESTS] += 1
     d.sid = NONE
-    outcome = http1_parse_request(p, head_length, w.settings[SET_HEADERS], listener.header, listener.header_length, &head)
+    outcome = http1_parse_request(p, head_length, w.settings[SET_HEADERS], listener.header, listener.header_length,
+                                  &head)
     if outcome != HTTP_OK:
         return refuse(w, d, outcome)
     d.method = head.method
@@ -353,8 +355,8 @@ cdef int request_forward(Worker *w, Connection *d, Connection *u) noexcept nogil
 # ---------------------------------------------------------------------------------------------------------- response
 
 cdef int response_read(Worker *w, Connection *d, Connection *u) noexcept nogil:
-    """Reads until a response head is complete. PUMP_DONE: it is, and ready to be pumped. PUMP_EOF: the exchange ended or
-    starts anew and the downstream can go on. PUMP_WAIT: waiting, or closed."""
+    """Reads until a response head is complete. PUMP_DONE: it is, and ready to be pumped. PUMP_EOF: the exchange ended
+    or starts anew and the downstream can go on. PUMP_WAIT: waiting, or closed."""
     cdef uint32_t head_length = 0
     cdef int outcome
     cdef ssize_t n

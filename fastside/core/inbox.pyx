@@ -1,5 +1,5 @@
-# The worker's inbox: a socketpair of packets that the master keeps for the slot's whole life. What is in it when the worker
-# dies is not lost: the master hands the connections on to whoever serves the slot then.
+# The worker's inbox: a socketpair of packets that the master keeps for the slot's whole life. What is in it when the
+# worker dies is not lost: the master hands the connections on to whoever serves the slot then.
 
 cdef enum:
     INBOX_WAKE = 1

@@ -1,5 +1,5 @@
-# Read-only views of a worker's connections, for `fastside conns`. The worker is not asked: it may change a record while it
-# is read, so a record is dropped when its generation moved meanwhile.
+# Read-only views of a worker's connections, for `fastside conns`. The worker is not asked: it may change a record while
+# it is read, so a record is dropped when its generation moved meanwhile.
 
 KIND_NAMES = ("free", "http downstream", "http upstream", "tcp downstream", "tcp upstream", "closing")
 STATE_NAMES = ("idle", "exchange", "connecting", "pooled")
@@ -13,14 +13,14 @@ cdef object socket_text(const uint8_t *ip, uint8_t family, uint16_t port):
 
 
 def hash_key(key: bytes) -> int:
-    """What consistent hashing makes of a header's value, or of a source address as 16 bytes (IPv4: 12 zeros behind it)."""
+    """What consistent hashing makes of a header's value, or of a source address as 16 bytes (IPv4: 12 zeros behind)."""
     cdef const uint8_t *p = key
     return hash_bytes(p, <uint32_t> len(key), 0)
 
 
 def connections(Table table, uint32_t slot):
-    """The connections of a worker: list of dict with index, kind, state, address, peer (index or None), age_ms, bytes (sent
-    by that side), buffer (bool), pipe (bool), inbound (bool)."""
+    """The connections of a worker: list of dict with index, kind, state, address, peer (index or None), age_ms, bytes
+    (sent by that side), buffer (bool), pipe (bool), inbound (bool)."""
     cdef const Connection *first
     cdef Connection c
     cdef const Address *addresses = <const Address *> (table.shm.table + table.shm.head.addresses)

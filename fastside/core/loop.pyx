@@ -98,8 +98,8 @@ cdef inline void note_readiness(Connection *c, uint32_t events) noexcept nogil:
 
 
 cdef void events_note(Worker *w, const epoll_event *events, int count) noexcept nogil:
-    """First pass: readiness is noted everywhere, and pooled connections that show anything are closed, before any request
-    of this turn could pick one of them."""
+    """First pass: readiness is noted everywhere, and pooled connections that show anything are closed, before any
+    request of this turn could pick one of them."""
     cdef Connection *c
     cdef int i
     for i in range(count):
@@ -201,7 +201,8 @@ cdef int worker_open(Worker *w) noexcept nogil:
     for i in range(WHEEL_SLOTS):
         w.wheel[i] = NONE
     # Private and sparse: a page of them costs memory when an address or a service of it is first used.
-    w.pool = <PoolHead *> mmap(NULL, pool_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    w.pool = <PoolHead *> mmap(NULL, pool_bytes, PROT_READ | PROT_WRITE,
+                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     w.balance.cursors = <uint32_t *> mmap(NULL, cursor_bytes, PROT_READ | PROT_WRITE,
                                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     if <void *> w.pool == MAP_FAILED or <void *> w.balance.cursors == MAP_FAILED:

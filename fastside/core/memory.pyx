@@ -1,6 +1,6 @@
 # Buffers and pipes: taken while bytes are in flight, given back as soon as they are not. Both are bounded per worker.
 
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport free, malloc
 
 
 cdef inline uint8_t *buffer_data(Buffer *buffer) noexcept nogil:

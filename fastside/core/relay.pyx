@@ -232,7 +232,6 @@ cdef inline bint relay_reset(const Connection *c, const Connection *peer) noexce
 
 cdef void relay_run(Worker *w, Connection *d) noexcept nogil:
     cdef Connection *u = peer_of(w, d)
-    cdef int rc
     if u == NULL:
         return
     if u.state == ST_CONNECTING:

@@ -36,7 +36,8 @@ cdef void pool_put(Worker *w, Connection *u) noexcept nogil:
 
 
 cdef Connection *pool_take(Worker *w, uint32_t address, uint32_t gen) noexcept nogil:
-    """An idle connection that the server has not closed, or NULL. The most recently used one: the others grow old and go.
+    """An idle connection that the server has not closed, or NULL. The most recently used one: the others grow old and
+    go.
 
     The loop closes pooled connections that show an event before it handles any other event. What may still be missed
     is a FIN on its way in; after a longer pause, when servers time out, a peek narrows that window.

@@ -32,7 +32,7 @@ cdef enum:                      # Connection.kind
     CONN_LINGER                 # answered and shut; reading what the peer still sends, so that no RST eats the answer
 
 cdef enum:                      # Connection.state
-    ST_HEAD = 0                 # downstream: idle, or a request head is coming in. upstream: waiting for a response head
+    ST_HEAD = 0                 # downstream: idle, or a request head comes in. upstream: waiting for a response head
     ST_BODY                     # downstream: exchange under way. upstream: response body under way
     ST_CONNECTING               # upstream
     ST_POOLED                   # upstream, idle
