@@ -218,7 +218,7 @@ def test_bad_requests_are_named(registry, method, path, body, status, text):
 
 
 def test_a_lease_ends_by_itself(registry):
-    registry.call("PUT", "/v1/instances/svc-a/10.0.0.1:20881", {"lease": 1})
+    registry.call("PUT", "/v1/instances/svc-a/10.0.0.1:20881", {"lease": 2})
     with Raw(("127.0.0.1", registry.port)) as raw:
         raw.send(b"GET /v1/watch?service=svc-a HTTP/1.1\r\nHost: registry\r\n\r\n")
         raw.read_until(b'"address":"10.0.0.1:20881"')
@@ -300,7 +300,7 @@ async def test_a_new_watch_does_not_repeat_what_is_known(registry):
 
 
 async def test_registrations_are_renewed(registry):
-    async with client(registry.url, lease=1.0) as (remote, ear):
+    async with client(registry.url, lease=3.0) as (remote, ear):
         remote.watch("svc-a")
         remote.register("svc-a", A)
         await eventually(lambda: ear.endpoints("svc-a") == {A})

@@ -45,6 +45,8 @@ class SavedPublication(msgspec.Struct, frozen=True):
     address: str
     weight: int
     lease: float | None = None
+    up: bool = True
+    """Whether its owner was there."""
 
 
 class Snapshot(msgspec.Struct, frozen=True):

@@ -138,7 +138,7 @@ class Publications:
         return publication
 
     def restore(self, saved: list[SavedPublication]) -> None:
-        """Take back what an earlier process has kept. The owners count as there until they are seen to be gone.
+        """Take back what an earlier process has kept. Owners that were there are so until they are seen to be gone.
 
         What does not fit the configuration any more is left out and logged.
         """
@@ -150,7 +150,8 @@ class Publications:
             except (BadRecord, TakeoverError) as error:
                 log.warning("%s at %s is not published again: %s", one.service, one.address, error)
                 continue
-            self._add(Publication(one.service, one.protocol, local, one.weight, one.lease, Liveness(Owner.UP)))
+            liveness = Liveness(Owner.UP if one.up else Owner.WAITING)
+            self._add(Publication(one.service, one.protocol, local, one.weight, one.lease, liveness))
 
     def adopt(self, service: str, protocol: str, endpoints: list[Endpoint]) -> None:
         """Take over a service that is in the routing table but in no snapshot: an earlier process published it."""
@@ -159,7 +160,12 @@ class Publications:
 
     def save(self) -> list[SavedPublication]:
         """What `restore` takes."""
-        return [SavedPublication(one.service, one.protocol, str(one.local), one.weight, one.lease) for one in self]
+        return [
+            SavedPublication(
+                one.service, one.protocol, str(one.local), one.weight, one.lease, one.liveness.owner is Owner.UP
+            )
+            for one in self
+        ]
 
     def reconfigure(self, config: Config) -> None:
         """Take over another configuration: the address that others see may be another one."""
@@ -252,6 +258,7 @@ class Publications:
             if liveness.observe(await answers(publication.local)):
                 log.info("%s at %s is %s", publication.service, publication.local, liveness.owner)
                 self._refresh(publication.service)
+                self._on_change()
 
     async def _watch_lease(self, publication: Publication) -> None:
         while (left := publication.lease_ends - time.monotonic()) > 0:
