@@ -16,7 +16,7 @@ cdef void connection_run(Worker *w, Connection *c) noexcept nogil:
         relay_run(w, c)
     elif c.kind == CONN_LINGER:
         linger_run(w, c)
-    elif c.kind != CONN_FREE:
+    elif c.kind != CONN_FREE and c.state != ST_POOLED:      # it may have been queued before its exchange ended
         peer = peer_of(w, c)
         if peer == NULL:
             connection_close(w, c)
@@ -120,8 +120,7 @@ cdef void events_run(Worker *w, const epoll_event *events, int count) noexcept n
     for i in range(count):
         c = event_target(w, events + i)
         if c != NULL:
-            if c.state != ST_POOLED:
-                connection_run(w, c)
+            connection_run(w, c)
             continue
         tag = <uint32_t> (events[i].data.u64 >> 32)
         low = <uint32_t> events[i].data.u64

@@ -168,6 +168,7 @@ cdef int pump(Worker *w, Connection *src, Connection *dst) noexcept nogil:
             if rc <= 0:
                 return PUMP_WAIT if rc == 0 else PUMP_SINK_ERROR
         if src.flags & F_DONE:
+            pipe_drop(w, src)
             return PUMP_DONE
         if src.start < src.end or src.body == BODY_NONE:
             rc = release_body(src)
