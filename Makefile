@@ -28,7 +28,7 @@ lint: .venv/installed-dev build
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
-	$(BIN)/cython-lint fastside
+	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint fastside
 
 format: .venv/installed-dev
 	$(BIN)/ruff check --fix $(SOURCES)

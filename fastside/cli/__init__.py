@@ -10,7 +10,7 @@ from __future__ import annotations
 import click
 
 from fastside import __version__
-from fastside.cli import apps, run
+from fastside.cli import admin, apps, run
 
 EPILOG = "Exit codes: 0 done; 1 refused, failed or not ready in time; 2 wrong usage; 3 no sidecar answers."
 
@@ -21,6 +21,6 @@ def main() -> None:
     """A sidecar forwarder: takes an application's inbound and outbound calls to where they belong."""
 
 
-for module in (run, apps):
+for module in (run, apps, admin):
     for command in module.COMMANDS:
         main.add_command(command)

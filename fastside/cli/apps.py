@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,8 +42,8 @@ def _client(api: str | None, config_path: Path | None) -> Iterator[Client]:
     try:
         with Client(address) as client:
             yield client
-    except NotReachable:
-        raise NoSidecarFailure(f"no sidecar answers at {address}") from None
+    except NotReachable as error:
+        raise NoSidecarFailure(error.error) from None
     except ApiError as error:
         raise Failure(str(error)) from None
 
@@ -76,9 +77,13 @@ def publish(
     with _client(api, config_path) as client:
         published = client.publish(service, port, address=address, protocol=protocol, weight=weight, lease=lease)
     if output == "json":
-        print_json({"service": published.service, "published": published.published})
-    else:
-        click.echo(f"{published.service} is published as {published.published}")
+        print_json(dataclasses.asdict(published))
+        return
+    click.echo(f"{published.service} is published as {published.published}")
+    if published.owner == "waiting":
+        click.echo(f"port {port} does not answer yet; the registry hears of it when it does", err=True)
+    elif not published.registered:
+        click.echo("the registry has not confirmed it yet", err=True)
 
 
 @click.command()
@@ -104,7 +109,7 @@ def subscribe(service: str, protocol: str, api: str | None, config_path: Path | 
     with _client(api, config_path) as client:
         subscription = client.subscribe(service, protocol=protocol)
     if output == "json":
-        print_json(subscription)
+        print_json(dataclasses.asdict(subscription))
         return
     click.echo(subscription.address)
     endpoints = ", ".join(subscription.endpoints) or "no endpoint yet"

@@ -94,9 +94,9 @@ def print_fields(fields: Iterable[tuple[str, Any]]) -> None:
 
 def age(seconds: float) -> str:
     """Return a duration in two units at most: 4.2s, 3m07s, 5h12m, 2d03h."""
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f}s"
-    whole = int(seconds)
+    whole = round(seconds)
     for limit, big, small, names in ((3600, 60, 1, "ms"), (86400, 3600, 60, "hm"), (float("inf"), 86400, 3600, "dh")):
         if whole < limit:
             return f"{whole // big}{names[0]}{whole % big // small:02}{names[1]}"
