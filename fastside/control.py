@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,6 @@ class Control:
     def __init__(self, config: Config, table: _core.Table, channel: socket.socket) -> None:
         self.config = config
         self.table = table
-        self.started = time.monotonic()
         self.draining = False
         self.was_ready = False
         """Whether it has been ready once."""
@@ -233,9 +232,8 @@ class Control:
         left, self.registry = self.registry, _make_registry(self.config.registry)
         self.publications.move(self.registry)
         self.subscriptions.move(self.registry)
-        await self.registry.start(self.subscriptions)
-        await left.settle(WITHDRAWAL)
-        await left.close()
+        # The one that is left must not be heard any more when the other begins to speak.
+        await asyncio.gather(left.close(WITHDRAWAL), self.registry.start(self.subscriptions))
 
     async def _watch_admin_socket(self) -> None:
         """An orphan whose place another sidecar has taken has nothing left to do."""
@@ -247,7 +245,7 @@ class Control:
                 log.info("another sidecar has taken over")
                 self._stop.set()
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine beside the others; one that fails ends this process, and the master starts another."""
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)

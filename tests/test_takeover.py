@@ -17,6 +17,7 @@ import pytest
 
 from fastside.admin_client import AdminClient
 from fastside.client import ApiError, Client, NotReachable, Subscription
+from fastside.control import WITHDRAWAL
 from fastside.takeover.publications import FAILURES, Liveness, Owner
 from harness import DEADLINE, Origin, Raw, Sidecar, call, free_port, request_bytes, wait_until
 from registry_process import RegistryProcess
@@ -378,6 +379,22 @@ def test_a_reload_moves_to_another_registry(registry, origin):
             wait_until(lambda before=before: before is None or before.addresses("svc-a") == set())
             wait_until(lambda: subscribed(sidecar, "svc-a")["state"] == "fresh")
             assert call(sidecar.outbound, "svc-a").status == 200
+
+
+def test_a_registry_that_is_left_has_no_say_any_more(registry, origin):
+    """It is dead, which may be why it is left; that must not make what the other one says stale."""
+    with RegistryProcess() as dead, with_registry(dead) as sidecar:
+        client = sidecar.client
+        client.publish("svc-a", origin.port)
+        client.subscribe("svc-a")
+        dead.kill()
+        wait_until(lambda: subscribed(sidecar, "svc-a")["state"] == "stale")
+        sidecar.configure({"registry": {"url": registry.url}})
+        sidecar.cli("reload")
+        wait_until(lambda: subscribed(sidecar, "svc-a")["state"] == "fresh")
+        until = time.monotonic() + WITHDRAWAL + 1
+        wait_until(lambda: subscribed(sidecar, "svc-a")["state"] != "fresh" or time.monotonic() > until)
+        assert subscribed(sidecar, "svc-a")["state"] == "fresh"
 
 
 @pytest.mark.parametrize(("key", "what"), [("api", "the API"), ("metrics", "metrics and health")])

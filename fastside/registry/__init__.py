@@ -113,8 +113,11 @@ class Registry(Protocol):
         Waits at most timeout seconds. Returns whether it is confirmed.
         """
 
-    async def close(self) -> None:
-        """Stop. Registrations stay until their leases end; deregister and settle first if they must not."""
+    async def close(self, patience: float = 0.0) -> None:
+        """Tell the listener nothing more, try for up to patience seconds to get confirmed what is not yet, and stop.
+
+        What is registered stays so until its lease ends.
+        """
 
 
 class BadRecord(ValueError):

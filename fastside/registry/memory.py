@@ -42,7 +42,7 @@ class MemoryRegistry:
     async def settle(self, timeout: float, service: str | None = None) -> bool:
         return True
 
-    async def close(self) -> None:
+    async def close(self, patience: float = 0.0) -> None:
         self._listener = None
 
     def _changed(self, service: str) -> None:

@@ -106,7 +106,11 @@ class RemoteRegistry:
             return False
         return True
 
-    async def close(self) -> None:
+    async def close(self, patience: float = 0.0) -> None:
+        for follow in self._tasks[:1]:
+            follow.cancel()
+        if patience:
+            await self.settle(patience)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
