@@ -15,7 +15,7 @@ build: .venv/installed
 demo: build
 	$(BIN)/fastside demo $(ARGS)
 
-# ARGS: arguments for pytest, for example ARGS="tests/test_config.py -x"
+# ARGS are pytest's, for example ARGS="tests/test_config.py -x"
 test: .venv/installed-dev build
 	@$(SYSTEM) test
 	$(BIN)/python -m pytest $(ARGS)
@@ -34,9 +34,10 @@ format: .venv/installed-dev
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-fuzz: .venv/installed-dev build
+# ARGS="--seconds 600" for longer
+fuzz: .venv/installed-dev
 	@$(SYSTEM) test
-	$(BIN)/python -m pytest tests/fuzz $(ARGS)
+	$(BIN)/python tests/fuzz/run.py $(ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info fastside/*.so fastside/_core.c fastside/_core.html .fuzz

@@ -26,7 +26,7 @@ core = Extension(
         "-O1" if DEBUG else "-O2",
         "-g",
         "-Wall",
-        "-Wno-unused-function", "-Wno-sign-compare",
+        "-Wno-unused-function",
         "-Wno-sign-compare",  # Cython's loops over unsigned ranges
         *shlex.split(os.environ.get("FASTSIDE_CFLAGS", "")),
     ],

@@ -34,13 +34,12 @@ for purpose in "$@"; do
         need clang program clang
         need libclang-rt-dev sanitizers
         need curl program curl
-        need iproute2 program ip
         need wrk program wrk
         ;;
     bench)
         need haproxy program haproxy
+        need iproute2 program ip
         need nginx-light program nginx
-        need wrk program wrk
         ;;
     *)
         echo "usage: $0 build|test|bench..." >&2
