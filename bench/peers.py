@@ -7,11 +7,14 @@ nothing. A peer without a forwarder is `direct`: the load generator talks to the
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,17 +73,19 @@ class Peer:
         self._process = process
         self._log = log
 
-    def wait_ready(self, place: Place) -> None:
-        """Return when every service answers through it. Raises RuntimeError with its log if that does not happen."""
+    def wait_ready(self, place: Place, command: list[str | Path] | None) -> None:
+        """Return when the command, if any, ends with 0 and every service answers. Raises RuntimeError with the log."""
         deadline = time.monotonic() + START_DEADLINE
         while time.monotonic() < deadline:
             if self._process and self._process.poll() is not None:
                 break
             if self.pid is None or self.ports.every() <= measure.listening_ports(self.pid):
                 arguments = ["-m", "hold", "-c", "3", "-s", ",".join(SERVICES if self.pid else SERVICES[:1])]
-                probe = place.spawn([tool("load"), *arguments, str(self.ports.http[0])], LOAD_CPU)
-                if probe.communicate("\n")[0] == "ready\n":
-                    return
+                probe = [tool("load"), *arguments, str(self.ports.http[0])]
+                with self._log.open("ab") as log:
+                    ready = command is None or place.spawn(command, LOAD_CPU, log).wait() == 0
+                    if ready and place.spawn(probe, LOAD_CPU, log).wait() == 0:
+                        return
             time.sleep(0.1)
         raise RuntimeError(f"{self.name} did not get ready in {START_DEADLINE:.0f} s:\n{self._log.read_text()[-4000:]}")
 
@@ -88,12 +93,23 @@ class Peer:
         """End it and everything it started."""
         if not self._process:
             return
+        processes = measure.tree(self._process.pid)
         self._process.terminate()
         try:
             self._process.wait(STOP_DEADLINE)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            for pid in processes:  # workers outlive a master that was killed
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             self._process.wait()
+
+
+@dataclass(frozen=True)
+class Program:
+    """How to start a forwarder, and the command, if it has one, that ends with 0 when all its workers serve."""
+
+    run: list[str | Path]
+    ready: list[str | Path] | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +123,7 @@ class Job:
     place: Place
 
 
-def _haproxy(job: Job, options: str = "") -> list[str | Path]:
+def _haproxy(job: Job, options: str = "") -> Program:
     http = "\n".join(
         f"backend {name}\n    server origin 127.0.0.1:{port}"
         for name, port in zip(SERVICES, job.back.http, strict=True)
@@ -138,14 +154,14 @@ listen source
     bind 127.0.0.1:{job.front.source}
     server origin 127.0.0.1:{job.back.source}
 """)
-    return ["haproxy", "-db", "-f", config]
+    return Program(["haproxy", "-db", "-f", config])
 
 
-def _haproxy_splice(job: Job) -> list[str | Path]:
+def _haproxy_splice(job: Job) -> Program:
     return _haproxy(job, "option splice-request\n    option splice-response")
 
 
-def _nginx(job: Job) -> list[str | Path]:
+def _nginx(job: Job) -> Program:
     if not NGINX_STREAM.exists():
         raise RuntimeError(f"{NGINX_STREAM} is missing; apt-get install libnginx-mod-stream")
     reuseport = " reuseport" if job.workers > 1 else ""
@@ -180,14 +196,17 @@ stream {{
     server {{ listen 127.0.0.1:{job.front.source}{reuseport}; proxy_pass 127.0.0.1:{job.back.source}; }}
 }}
 """)
-    return ["nginx", "-c", config, "-p", job.folder]
+    return Program(["nginx", "-c", config, "-p", job.folder])
 
 
-def _fastside(job: Job, accept: str = "handover") -> list[str | Path]:
+def _fastside(job: Job, accept: str = "handover") -> Program:
     loopback = "127.0.0.1:{}".format
     front, back = job.front, job.back
     targets = dict(zip(SERVICES, back.http, strict=True)) | {"echo": back.echo, "source": back.source}
-    listeners = [{"name": "outbound", "direction": "outbound", "bind": loopback(front.http[0]), "protocol": "http"}]
+    listeners = [
+        {"name": "outbound", "direction": "outbound", "bind": loopback(front.http[0]), "protocol": "http"},
+        {"name": "inbound", "direction": "inbound", "bind": loopback(job.place.port()), "protocol": "http"},
+    ]
     for name, port in {"echo": front.echo, "source": front.source}.items():
         listeners.append(
             {"name": name, "direction": "outbound", "bind": loopback(port), "protocol": "tcp", "service": name}
@@ -201,23 +220,26 @@ def _fastside(job: Job, accept: str = "handover") -> list[str | Path]:
         "api": loopback(job.place.port()),
         "metrics": loopback(job.place.port()),
         "limits": {"connections": MAX_CONNECTIONS},
+        "drain": {"delay": 0, "deadline": 1},
         "listeners": listeners,
         "services": {name: {"endpoints": [loopback(port)]} for name, port in targets.items()},
     }
     config = job.folder / "fastside.yaml"
     config.write_text(json.dumps(settings, indent=1))  # JSON is a part of YAML
-    return [sys.executable, "-m", "fastside", "run", "-c", config]
+    fastside: list[str | Path] = [sys.executable, "-m", "fastside"]
+    wait: list[str | Path] = [*fastside, "wait", "--ready", "--timeout", str(START_DEADLINE), "-c", config]
+    return Program([*fastside, "run", "-c", config], wait)
 
 
-def _fastside_reuseport(job: Job) -> list[str | Path]:
+def _fastside_reuseport(job: Job) -> Program:
     return _fastside(job, "reuseport")
 
 
-def _fastside_exclusive(job: Job) -> list[str | Path]:
+def _fastside_exclusive(job: Job) -> Program:
     return _fastside(job, "exclusive")
 
 
-KINDS: dict[str, Callable[[Job], list[str | Path]]] = {
+KINDS: dict[str, Callable[[Job], Program]] = {
     "fastside": _fastside,
     "fastside-reuseport": _fastside_reuseport,
     "fastside-exclusive": _fastside_exclusive,
@@ -237,14 +259,14 @@ def start(place: Place, name: str, origin: Origin, folder: Path, workers: int = 
     front = Ports((place.port(),), place.port(), place.port())
     home = folder / name
     home.mkdir()
-    command = KINDS[name](Job(front, origin.ports, workers, home, place))
-    if shutil.which(command[0]) is None:
-        raise RuntimeError(f"{command[0]} is not installed; apt-get install {command[0]}")
+    program = KINDS[name](Job(front, origin.ports, workers, home, place))
+    if shutil.which(program.run[0]) is None:
+        raise RuntimeError(f"{program.run[0]} is not installed; apt-get install {program.run[0]}")
     log = home / "log"
     with log.open("wb") as output:
-        peer = Peer(name, front, place.spawn(command, cpu, output), log)
+        peer = Peer(name, front, place.spawn(program.run, cpu, output), log)
     try:
-        peer.wait_ready(place)
+        peer.wait_ready(place, program.ready)
     except RuntimeError:
         peer.stop()
         raise
