@@ -81,7 +81,7 @@ class Peer:
                 break
             if self.pid is None or self.ports.every() <= measure.listening_ports(self.pid):
                 arguments = ["-m", "hold", "-c", "3", "-s", ",".join(SERVICES if self.pid else SERVICES[:1])]
-                probe = [tool("load"), *arguments, str(self.ports.http[0])]
+                probe: list[str | Path] = [tool("load"), *arguments, str(self.ports.http[0])]
                 with self._log.open("ab") as log:
                     ready = command is None or place.spawn(command, LOAD_CPU, log).wait() == 0
                     if ready and place.spawn(probe, LOAD_CPU, log).wait() == 0:
