@@ -58,7 +58,7 @@ def _own_groups(proc: Path) -> dict[str, str]:
 
 
 def _mounts(proc: Path) -> Iterator[tuple[str, Path, str]]:
-    """Mounted cgroup hierarchies that have to do with CPU time: (root within the hierarchy, mount point, controller)."""
+    """Mounted cgroup hierarchies that concern CPU time: (root within the hierarchy, mount point, controller)."""
     for line in _lines(proc / "self/mountinfo"):
         fields, _, rest = line.partition(" - ")
         root, mount = (_unescape(field) for field in fields.split()[3:5])
