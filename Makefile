@@ -22,7 +22,7 @@ test: .venv/installed-dev build
 
 bench: .venv/installed-dev build
 	@$(SYSTEM) bench
-	$(BIN)/python -m pytest bench --benchmark-only $(ARGS)
+	$(BIN)/python -m pytest bench $(ARGS)
 
 lint: .venv/installed-dev build
 	$(BIN)/ruff check $(SOURCES)

@@ -40,6 +40,7 @@ for purpose in "$@"; do
         need haproxy program haproxy
         need iproute2 program ip
         need nginx-light program nginx
+        need libnginx-mod-stream test -e /usr/lib/nginx/modules/ngx_stream_module.so
         ;;
     *)
         echo "usage: $0 build|test|bench..." >&2
