@@ -65,12 +65,15 @@ def service_stats(Table table):
     Returns a list of dict: direction, service, stat_slot, responses (6 int, by class of status, [0] = none given),
     bytes_received, bytes_sent, duration_us (sums) and histogram (HISTOGRAM_BUCKETS counts, see histogram_bounds).
     """
+    cdef Snapshot copy
+    cdef uint32_t sid
     named = {0: (None, "other")}
-    for direction in ("outbound", "inbound"):
-        for service in table.services(direction):
-            record = table.lookup(direction, service)
-            if record is not None and record["stat_slot"]:
-                named[record["stat_slot"]] = (direction, service)
+    memset(&copy, 0, sizeof(copy))
+    for sid in range(min(table.shm.head.sid_limit, table.shm.head.max_services)):
+        if read_sid(&table.shm, sid, &copy) == FOUND and copy.service.stat_slot:
+            named[copy.service.stat_slot] = (
+                "inbound" if copy.service.direction == INBOUND else "outbound",
+                (<const char *> copy.text)[:copy.service.key_len].decode("utf-8", "replace"))
     return [_sum_stats(table, slot, direction, service) for slot, (direction, service) in named.items()]
 
 
