@@ -102,7 +102,7 @@ def summary(story: Story, hosts: Hosts, error: str) -> dict[str, Any]:
 
 def _show(narrator: Narrator, result: dict[str, Any]) -> None:
     narrator.title("In figures")
-    how = ", ".join(f"{count} with {what}" for what, count in result["failed_how"].items())
+    how = ", ".join(result["failed_how"])
     narrator.table(
         [
             ("calls through both sidecars", f"{result['calls']:,}"),
