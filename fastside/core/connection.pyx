@@ -72,6 +72,7 @@ cdef void run_later(Worker *w, Connection *c) noexcept nogil:
     else:
         w.connections[w.run_tail].run_next = me
     w.run_tail = me
+    w.run_count += 1
 
 
 cdef void run_remove(Worker *w, Connection *c) noexcept nogil:
@@ -85,6 +86,7 @@ cdef void run_remove(Worker *w, Connection *c) noexcept nogil:
         w.connections[before].run_next = c.run_next
     if w.run_tail == me:
         w.run_tail = before
+    w.run_count -= 1
     c.flags &= ~<uint32_t> F_QUEUED
 
 

@@ -49,6 +49,9 @@ cdef void relay_expired(Worker *w, Connection *d) noexcept nogil:
     cdef bint half = d.flags & F_SENT or (u != NULL and u.flags & F_SENT)
     w.block.counters[C_TIMEOUT_HALF_CLOSE if half else C_TIMEOUT_IDLE] += 1
     w.block.counters[C_CLOSE_TIMEOUT] += 1
+    reset_on_close(d)
+    if u != NULL:
+        reset_on_close(u)
     relay_end(w, d)
 
 
@@ -134,15 +137,13 @@ cdef void events_run(Worker *w, const epoll_event *events, int count) noexcept n
 
 cdef void run_queue(Worker *w) noexcept nogil:
     """Those that had more to do; what they add in turn waits for the next loop turn."""
-    cdef uint32_t last = w.run_tail, at
+    cdef uint32_t left = w.run_count
     cdef Connection *c
-    while w.run_head != NONE:
-        at = w.run_head
-        c = w.connections + at
+    while left and w.run_head != NONE:
+        left -= 1
+        c = w.connections + w.run_head
         run_remove(w, c)
         connection_run(w, c)
-        if at == last:
-            return
 
 
 cdef bint watch_plain(Worker *w, int fd, uint32_t tag) noexcept nogil:

@@ -265,13 +265,13 @@ cdef void relay_end(Worker *w, Connection *d) noexcept nogil:
 
 cdef void relay_connecting(Worker *w, Connection *d, Connection *u) noexcept nogil:
     cdef int rc = upstream_connected(w, u)
-    if d.flags & F_GONE:
-        w.block.counters[C_CLOSE_DOWNSTREAM_RESET] += 1
-        relay_end(w, d)
-    elif rc > 0:
+    if rc > 0:
         u.body = BODY_UNTIL_CLOSE
         d.body = BODY_UNTIL_CLOSE
         relay_run(w, d)
+    elif d.flags & F_GONE:
+        w.block.counters[C_CLOSE_DOWNSTREAM_RESET] += 1
+        relay_end(w, d)
     elif rc < 0:
         relay_retry(w, d)
 

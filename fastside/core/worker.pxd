@@ -113,6 +113,7 @@ cdef struct Worker:
     uint64_t wheel_tick         # next tick to look at
     uint32_t run_head
     uint32_t run_tail
+    uint32_t run_count
     uint32_t wait_head          # connections that wait for a buffer
     uint32_t wait_tail
     Buffer *small
