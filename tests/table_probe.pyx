@@ -17,6 +17,7 @@ from fastside._core cimport (
 cdef class BrokenWriter(Writer):
     cdef bint no_grace
     cdef bint link_first
+    cdef uint64_t linked
 
     cdef bint is_unreachable(self, uint64_t tag, uint64_t oldest) noexcept:
         return self.no_grace or tag < oldest
@@ -33,6 +34,9 @@ cdef class BrokenWriter(Writer):
         memcpy(complete, record, size)
         memset(<uint8_t *> record + length, 0, size - length)
         Writer.link(self, record, link)
+        self.linked += 1
+        if self.linked % 64 == 0:
+            usleep(20)  # as if preempted here
         memcpy(record, complete, size)
         free(complete)
 
@@ -196,10 +200,19 @@ cdef class Picker:
         cdef uint32_t *row = <uint32_t *> (shm.state + shm.live.inflight) + slot * shm.live.max_addresses
         row[self.address(service, index)] = value
 
+    def sid_of(self, str service):
+        """Number and generation of a service."""
+        cdef const Service *found = self.find(service)
+        return found.sid, found.sid_gen
+
     def address_of(self, str service, uint32_t index):
         """Number and generation of an endpoint's address."""
         cdef const Endpoint *endpoint = <const Endpoint *> (self.table.shm.table + self.find(service).endpoints) + index
         return endpoint.address, endpoint.gen
+
+
+def has_sid(Table table, uint32_t sid, uint32_t gen):
+    return table_by_sid(&table.shm, sid, gen) != NULL
 
 
 def enter(Table table, uint32_t slot):

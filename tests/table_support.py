@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import subprocess
@@ -16,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "table_probe"
 
 
+@functools.cache
 def load_probe() -> ModuleType:
     """The module, rebuilt when the extension's declarations or its own source have changed."""
     subprocess.run([sys.executable, __file__], cwd=ROOT, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

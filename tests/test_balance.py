@@ -263,8 +263,9 @@ def test_an_ejected_endpoint_is_left_out_until_its_time(probe: ModuleType, balan
 
 
 @pytest.mark.parametrize("balance", BALANCES)
-def test_when_all_are_ejected_none_is(probe: ModuleType, balance: str) -> None:
-    picker = probe.Picker(make_table(addresses(3), balance))
+@pytest.mark.parametrize("weights", [(1, 1, 1), (8, 5, 4)])
+def test_when_all_are_ejected_none_is(probe: ModuleType, balance: str, weights: tuple[int, ...]) -> None:
+    picker = probe.Picker(make_table(weighted(*weights), balance))
     for index in range(3):
         picker.failed("a", index, 1, 1, 1000)
     hashes = range(0, 1 << 20, 999)

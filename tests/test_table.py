@@ -231,6 +231,36 @@ def test_a_bad_update_is_named_and_nothing_of_its_batch_happens(update: Any, mes
     assert everything(table) == before
 
 
+KEYS = st.sampled_from([*GOOD, "hash_header", "values", "addresses"])
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.binary(max_size=4)
+    | st.sampled_from([*GOOD.values(), "del", "settings", "listeners", "hash_header", "10.0.0.1", "attempts"])
+    | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS | st.text(max_size=4), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(changes=st.dictionaries(KEYS, VALUES, min_size=1, max_size=3), dropped=st.sets(KEYS, max_size=1))
+def test_any_update_is_applied_or_refused(changes: dict[str, Any], dropped: set[str]) -> None:
+    """What comes from another process may be anything; the master must live on, with the table as it was."""
+    table = make_table()
+    table.apply([GOOD])
+    before = everything(table)
+    update = {key: value for key, value in {**GOOD, **changes}.items() if key not in dropped}
+    try:
+        table.apply([GOOD, update])
+    except ValueError:
+        assert everything(table) == before
+    else:
+        assert table.version == 2
+
+
 def test_a_batch_is_a_list() -> None:
     with pytest.raises(ValueError, match="updates: dict given; a list is needed"):
         make_table().apply(GOOD)  # type: ignore[arg-type]
@@ -308,6 +338,24 @@ def test_numbers_are_used_again_only_out_of_reach(probe: ModuleType) -> None:
     probe.leave(table, 0)
     table.apply([put("c", []), put("b", [["10.9.9.9", 1, 1]])])
     assert sorted(table.services("outbound")) == ["b", "c"]
+
+
+def test_a_number_used_again_has_another_generation(probe: ModuleType) -> None:
+    """A worker that remembers a deleted service does not take its successor for it."""
+    table = make_table(max_services=1)
+    picker = probe.Picker(table)
+    seen = set()
+    for name in "abcd":
+        table.apply([put(name, [])])
+        sid, gen = picker.sid_of(name)
+        assert probe.has_sid(table, sid, gen)
+        table.apply([put(name, addresses(1))])
+        assert picker.sid_of(name) == (sid, gen)
+        table.apply([delete(name)])
+        assert not probe.has_sid(table, sid, gen)
+        seen.add((sid, gen))
+    assert {sid for sid, _ in seen} == {0}
+    assert len(seen) == 4
 
 
 def test_an_address_with_requests_under_way_is_not_used_again(probe: ModuleType) -> None:

@@ -75,6 +75,10 @@ class Changes:
             self.next()
 
 
+def reader_is_dead(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
 class Readers:
     """Forked processes that read without pause. Each leaves its count of reads or the problem it saw."""
 
@@ -98,7 +102,7 @@ class Readers:
         if self.shared[1]:
             return True
         # A reader that fell over a broken record saw it too.
-        return any(os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) for pid in self.running)
+        return any(reader_is_dead(pid) for pid in self.running)
 
     def stop(self) -> list[str]:
         """What each reader left."""
@@ -152,7 +156,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + DEADLINE
     while not condition():
         assert time.monotonic() < deadline
-        time.sleep(0.001)
+        time.sleep(0.0002)
 
 
 def test_a_killed_writer_leaves_a_table_that_is_readable(probe: ModuleType) -> None:
@@ -175,6 +179,35 @@ def test_a_killed_writer_leaves_a_table_that_is_readable(probe: ModuleType) -> N
             update = probe.stress_update(int(name.removeprefix("service-")), found["request_ms"])
             assert found["endpoints"] == update["endpoints"]
             assert found["protocol"] == update["protocol"]
+
+
+def test_a_reader_without_a_slot_notices_that_it_was_too_slow(probe: ModuleType) -> None:
+    """It is stopped anywhere in its reading, while the records it may have stood on are used again and again."""
+    table = make_table()
+    fill(table, probe)
+    changes = Changes(table, probe)
+    names = {f"service-{number}" for number in range(PERMANENT)}
+    shared = mmap.mmap(-1, mmap.PAGESIZE)
+
+    def read() -> None:
+        table.seal()
+        while True:
+            assert names <= set(table.services("outbound"))
+            shared[0] = (shared[0] + 1) & 255
+
+    pid = fork(read)
+    try:
+        for _ in range(1000):
+            reads = shared[0]
+            wait_until(lambda reads=reads: shared[0] != reads or reader_is_dead(pid))
+            assert not reader_is_dead(pid)
+            os.kill(pid, signal.SIGSTOP)
+            for _ in range(40):
+                changes.next()
+            os.kill(pid, signal.SIGCONT)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 def test_a_reader_without_a_slot_sees_whole_records(probe: ModuleType) -> None:

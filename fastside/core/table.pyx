@@ -148,7 +148,8 @@ cdef int copy_endpoints(const Shm *shm, Snapshot *copy) noexcept nogil:
     if copy.endpoints == NULL or copy.addresses == NULL:
         return NO_MEMORY
     memcpy(copy.endpoints, shm.table + copy.service.endpoints, count * sizeof(Endpoint))
-    memcpy(&copy.endpoints[count], shm.table + copy.service.maglev, maglev_bytes)
+    if maglev_bytes:
+        memcpy(&copy.endpoints[count], shm.table + copy.service.maglev, maglev_bytes)
     fs_fence()
     for i in range(count):
         if copy.endpoints[i].address >= shm.head.max_addresses or copy.endpoints[i].cumulative_weight <= total:
@@ -527,19 +528,22 @@ cdef class Table:
             snapshot_drop(&copy)
 
     def services(self, direction: str) -> list[str]:
-        """Names of all services of a direction, in no order. Raises ValueError when the table is damaged."""
+        """Names of all services of a direction, in no order. Raises ValueError when the table is damaged.
+
+        What changes meanwhile may be there or not; every other service is.
+        """
         cdef Snapshot copy
         cdef uint32_t sid
         cdef int result
         cdef uint8_t side = direction_of(direction)
-        names = []
+        cdef dict names = {}  # a service that comes back under another number during the scan counts once
         memset(&copy, 0, sizeof(copy))
         for sid in range(min(self.shm.head.sid_limit, self.shm.head.max_services)):
             result = read_sid(&self.shm, sid, &copy)
             check_result(result, direction, f"number {sid}")
             if result == FOUND and copy.service.direction == side:
-                names.append((<const char *> copy.text)[:copy.service.key_len].decode("utf-8", "replace"))
-        return names
+                names[(<const char *> copy.text)[:copy.service.key_len].decode("utf-8", "replace")] = None
+        return list(names)
 
     def settings(self) -> dict[str, int]:
         """The settings in force. Raises ValueError when the table is damaged."""
