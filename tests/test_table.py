@@ -245,7 +245,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(changes=st.dictionaries(KEYS, VALUES, min_size=1, max_size=3), dropped=st.sets(KEYS, max_size=1))
 def test_any_update_is_applied_or_refused(changes: dict[str, Any], dropped: set[str]) -> None:
     """What comes from another process may be anything; the master must live on, with the table as it was."""
