@@ -289,6 +289,7 @@ class Master:
         notify.ready()
         if self.orphans:
             self._end_orphans(self.orphans)
+        self._next_reload()
 
     # Takeover from a killed master
 
@@ -393,11 +394,14 @@ class Master:
             self._tell_workers_up()
 
     def _assign_slots(self) -> None:
-        """Give the sockets of a slot without a ready worker to the ready worker with the fewest connections."""
+        """Give the sockets of a slot whose worker has died to the ready worker with the fewest connections.
+
+        A first worker is not stood in for: it is there in a moment, and early connections would all stay elsewhere.
+        """
         ready = [slot for slot in self.slots if slot.ready]
         changed = False
         for slot in self.slots:
-            if slot.ready or not ready:
+            if slot.ready or not slot.last_end or not ready:
                 owner = slot.number
             elif self.slots[slot.owner].ready:
                 continue
@@ -613,10 +617,10 @@ class Master:
     # Reload
 
     def _ask_reload(self, asked_by: int | None) -> None:
-        if self.state != "running":
-            self._refuse_reload(asked_by, f"the sidecar is {self.state}")
-        elif self.reload:
+        if self.reload or self.state == "starting":
             self.reloads_asked.append(asked_by)
+        elif self.state != "running":
+            self._refuse_reload(asked_by, "the sidecar is stopping")
         else:
             notify.reloading()
             self._begin_reload(asked_by)
@@ -648,13 +652,16 @@ class Master:
         self.config = config
         self.listeners = kept + opened
         self.listeners_version += 1
-        for slot in self.slots:
-            if slot.pid:
-                for listener in opened:
-                    slot.post_listener(listener)
-                for listener in removed:
-                    slot.post(To.LISTENER_REMOVE, listener.id)
-                slot.post(To.LISTENERS, self.listeners_version)
+        up = [slot for slot in self.slots if slot.pid]
+        for slot in up:
+            for listener in opened:
+                slot.post_listener(listener)
+        # A worker accepts from the new ones when it hears of the version. By then all have them, so that a connection
+        # that is handed over finds its listener.
+        for slot in up:
+            for listener in removed:
+                slot.post(To.LISTENER_REMOVE, listener.id)
+            slot.post(To.LISTENERS, self.listeners_version)
         self._write_record()
         self._tell({"op": "config", "config": msgspec.to_builtins(config)})
         deadline = time.monotonic() + CONFIRM_PATIENCE
@@ -710,10 +717,12 @@ class Master:
             answer = {"op": "reloaded", "version": reload.table_version, "changes": reload.changes}
         if reload.asked_by is not None:
             self._tell({**answer, "id": reload.asked_by})
-        if self.reloads_asked:
+        notify.ready()
+        self._next_reload()
+
+    def _next_reload(self) -> None:
+        while self.reloads_asked and not self.reload:
             self._ask_reload(self.reloads_asked.pop(0))
-        else:
-            notify.ready()
 
     def _runs(self, slot: Slot, reload: Reload) -> bool:
         block = self.table.worker(slot.number)

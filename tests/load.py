@@ -1,11 +1,22 @@
-"""Callers that go on while something breaks, and count what fails."""
+"""For tests that break something: callers that go on meanwhile and count what fails, and the processes to break."""
 
 from __future__ import annotations
 
 import contextlib
+import select
 import threading
 
-from harness import DEADLINE, Raw, wait_until
+from harness import DEADLINE, Raw, Sidecar, wait_until
+
+
+def all_workers(sidecar: Sidecar, count: int = 2) -> list[int]:
+    """Return the workers' pids by slot, once all are there: a sidecar is ready when one of them is."""
+
+    def pids() -> list[int] | None:
+        found = sidecar.worker_pids()
+        return found if len(found) == count else None
+
+    return wait_until(pids, what=f"{count} workers are up") or []
 
 
 class Load:
@@ -51,7 +62,7 @@ class Load:
         raw: Raw | None = None
         while not self._stop.is_set():
             try:
-                if raw and raw.at_end():  # closed between two calls, as a server may
+                if raw and select.select([raw.socket], [], [], 0)[0]:  # closed between two calls, as a server may
                     raw.close()
                     raw = None
                 raw = raw or Raw(self.address)

@@ -26,7 +26,7 @@ from harness import (
     session_members,
     wait_until,
 )
-from load import Load
+from load import Load, all_workers
 
 SERVICE = "svc-a"
 
@@ -82,7 +82,7 @@ class TestWorker:
     @pytest.mark.parametrize("victims", [1, 2])
     def test_connections_that_wait_are_served(self, origin, accept, victims):
         with Sidecar(static(origin, accept=accept)) as sidecar, contextlib.ExitStack() as clients:
-            pids = sidecar.worker_pids()[:victims]
+            pids = all_workers(sidecar)[:victims]
             for pid in pids:
                 os.kill(pid, signal.SIGSTOP)
             raws = [clients.enter_context(Raw(sidecar.outbound)) for _ in range(200)]
@@ -140,7 +140,7 @@ class TestControl:
 class TestMaster:
     @pytest.mark.parametrize("keep_alive", [True, False])
     def test_workers_serve_on_and_a_new_master_takes_over(self, running, keep_alive):
-        orphans = running.worker_pids()
+        orphans = all_workers(running)
         with Load(running.outbound, SERVICE, keep_alive=keep_alive) as load:
             kill(running.pid)
             running.process.wait()
@@ -152,11 +152,11 @@ class TestMaster:
             load.wait_for_calls()
         assert load.failures == []
         assert "taking over" in running.log()
-        assert len(running.worker_pids()) == 2
+        assert len(all_workers(running)) == 2
 
     def test_waiting_connections_move_to_the_new_master(self, running):
         """Even when no old worker is there to serve them."""
-        for pid in running.worker_pids():
+        for pid in all_workers(running):
             os.kill(pid, signal.SIGSTOP)
         kill(running.pid)
         running.process.wait()
@@ -173,7 +173,7 @@ class TestMaster:
 
     @pytest.mark.parametrize("workers", [1, 3])
     def test_with_another_number_of_workers(self, running, workers):
-        orphans = running.worker_pids()
+        orphans = all_workers(running)
         with Load(running.outbound, SERVICE, keep_alive=False) as load:
             kill(running.pid)
             running.process.wait()
@@ -182,7 +182,7 @@ class TestMaster:
             wait_until(lambda: all(gone(pid) for pid in orphans), what="the old workers end")
             load.wait_for_calls()
         assert load.failures == []
-        assert len(running.worker_pids()) == workers
+        assert len(all_workers(running, workers)) == workers
 
     def test_control_and_master_together(self, running):
         with Load(running.outbound, SERVICE) as load:
@@ -203,7 +203,7 @@ class TestMaster:
         )
         wrapper.chmod(wrapper.stat().st_mode | stat.S_IXUSR)
         monkeypatch.setattr(sys, "executable", str(wrapper))
-        orphans = running.worker_pids()
+        orphans = all_workers(running)
         with Load(running.outbound, SERVICE, keep_alive=False) as load:
             kill(running.pid)
             running.process.wait()

@@ -40,7 +40,7 @@ cdef void listeners_sync(Worker *w) noexcept nogil:
 cdef Listener *listener_by_id(Worker *w, uint32_t id) noexcept nogil:
     cdef uint32_t i
     for i in range(MAX_LISTENERS):
-        if w.listeners[i].used and not w.listeners[i].closing and w.listeners[i].id == id:
+        if w.listeners[i].used and w.listeners[i].id == id:
             return w.listeners + i
     return NULL
 
@@ -49,24 +49,36 @@ cdef Listener *listener_make(Worker *w, uint32_t id, uint8_t direction, uint8_t 
                              uint8_t service_length, const uint8_t *header, uint8_t header_length) noexcept nogil:
     """The listener of that id, made if it is new. NULL: all MAX_LISTENERS are in use."""
     cdef Listener *listener = listener_by_id(w, id)
+    if listener == NULL:
+        listener = listener_unused(w)
+        if listener == NULL:
+            return NULL
+        memset(listener, 0, sizeof(Listener))
+        memset(listener.fd, 0xFF, sizeof(listener.fd))
+        listener.used = 1
+        listener.id = id
+        listener.direction = direction
+        listener.protocol = protocol
+        listener.service_length = service_length
+        listener.header_length = header_length
+        memcpy(listener.service, service, service_length)
+        memcpy(listener.header, header, header_length)
+    return listener
+
+
+cdef Listener *listener_unused(Worker *w) noexcept nogil:
+    """A free entry, else that of the listener removed longest ago that has no connection left. It is kept as long as it can
+    be: a sibling that has yet to hear of the removal may still hand connections of that listener over."""
+    cdef Listener *oldest = NULL
+    cdef Listener *listener
     cdef uint32_t i
-    if listener != NULL:
-        return listener
     for i in range(MAX_LISTENERS):
-        if not w.listeners[i].used:
-            listener = w.listeners + i
-            memset(listener, 0, sizeof(Listener))
-            memset(listener.fd, 0xFF, sizeof(listener.fd))
-            listener.used = 1
-            listener.id = id
-            listener.direction = direction
-            listener.protocol = protocol
-            listener.service_length = service_length
-            listener.header_length = header_length
-            memcpy(listener.service, service, service_length)
-            memcpy(listener.header, header, header_length)
+        listener = w.listeners + i
+        if not listener.used:
             return listener
-    return NULL
+        if listener.closing and listener.open == 0 and (oldest == NULL or listener.id < oldest.id):
+            oldest = listener
+    return oldest
 
 
 cdef void listener_remove(Worker *w, Listener *listener) noexcept nogil:
@@ -81,7 +93,6 @@ cdef void listener_remove(Worker *w, Listener *listener) noexcept nogil:
         close(listener.fd[slot])
         listener.fd[slot] = -1
     listener.closing = True
-    listener.used = listener.open != 0
 
 
 cdef inline int32_t load_of(const Worker *w, uint32_t slot) noexcept nogil:

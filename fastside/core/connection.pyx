@@ -143,12 +143,6 @@ cdef inline void pipe_drop(Worker *w, Connection *c) noexcept nogil:
         c.pipe = NULL
 
 
-cdef inline void listener_left(Listener *listener) noexcept nogil:
-    listener.open -= 1
-    if listener.closing and listener.open == 0:
-        listener.used = 0
-
-
 cdef void connection_close(Worker *w, Connection *c) noexcept nogil:
     """Frees everything the connection holds and closes its socket. Its peer, if any, must be unlinked by the caller."""
     if c.flags & F_QUEUED:
@@ -157,7 +151,7 @@ cdef void connection_close(Worker *w, Connection *c) noexcept nogil:
         wait_remove(w, c)
     timer_unlink(w, c)
     if is_downstream(c):
-        listener_left(w.listeners + c.listener)
+        w.listeners[c.listener].open -= 1
         w.downstreams -= 1
         w.block.counters[G_DOWNSTREAMS] = w.downstreams
         if fs_load_relaxed_u32(&w.block.connections) != 0:      # siblings add to it when they hand over

@@ -63,6 +63,9 @@ cdef void inbox_handle(Worker *w, const Message *message, uint32_t length, int f
         if listener != NULL:
             listener_remove(w, listener)
     elif message.type == INBOX_LISTENERS:
+        # Only now is there accepting from what was added: every sibling has the additions in its inbox, before any
+        # connection that is handed over to it.
+        listeners_sync(w)
         fs_store_release_u32(&w.block.listeners_version, message.a)
     elif message.type == INBOX_DRAIN:
         drain_start(w)
@@ -82,7 +85,6 @@ cdef void inbox_add_listener(Worker *w, const Message *message, uint32_t length,
         close(fd)
         return
     listener.fd[message.b] = fd
-    listeners_sync(w)
 
 
 cdef void drain_start(Worker *w) noexcept nogil:

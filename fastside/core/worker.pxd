@@ -62,7 +62,7 @@ cdef enum:                      # Connection.flags
 cdef struct Listener:
     int32_t fd[64]              # by slot, -1 = none
     bint watched[64]
-    bint closing                # removed; the entry is free again when its last connection is closed
+    bint closing                # removed
     uint32_t open               # connections accepted here and not closed yet
     uint32_t id
     uint8_t used
