@@ -198,8 +198,7 @@ def test_loopback_where_namespaces_are_refused_and_a_port_is_taken(place: Place)
         ("5. ", signal.SIGTERM, False),
         ("6. ", signal.SIGINT, True),
         ("7. ", signal.SIGKILL, False),
-        ("8. ", signal.SIGINT, True),
-        ("9. ", signal.SIGKILL, True),
+        ("8. ", signal.SIGKILL, True),
     ],
 )
 def test_leaves_nothing_when_interrupted(place: Place, moment: str, number: signal.Signals, everybody: bool) -> None:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -23,6 +24,16 @@ from setproctitle import setproctitle
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PATIENCE = 10.0
 """Seconds that a process gets to end."""
+
+
+@contextmanager
+def signals_held_back() -> Iterator[None]:
+    """The STOPPING signals wait until the end of the block."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
 class Process:
@@ -76,23 +87,20 @@ class Guard:
     """
 
     def __init__(self) -> None:
+        """Called with signals held back, so that there is never a directory without a guard."""
         self.processes: list[Process] = []
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-        try:
-            self.directory = Path(tempfile.mkdtemp(prefix="fastside-demo-"))
-            reader, self._writer = os.pipe()
-            self._pid = os.fork()
-            if self._pid == 0:
-                _stand_guard(reader, self.directory)
-            os.close(reader)
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+        self.directory = Path(tempfile.mkdtemp(prefix="fastside-demo-"))
+        reader, self._writer = os.pipe()
+        self._pid = os.fork()
+        if self._pid == 0:
+            _stand_guard(reader, self.directory)
+        os.close(reader)
 
     def start(self, name: str, *arguments: str, piped: bool = False) -> Process:
         """Run a module of this package; `name` is that of its log. piped: its stdin and stdout are pipes."""
         log = self.directory / (name.replace("'s", "").replace(" ", "-") + ".log")
         environment = {key: value for key, value in os.environ.items() if not key.startswith("FASTSIDE_")}
-        with log.open("ab") as stream:
+        with log.open("ab") as stream, signals_held_back():
             popen = subprocess.Popen(
                 [sys.executable, "-m", *arguments],
                 stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
@@ -101,10 +109,10 @@ class Guard:
                 text=True,
                 env=environment,
                 start_new_session=True,
-                preexec_fn=lambda: self._tell(os.getpid()),  # the demo has a single thread
+                preexec_fn=self._begin,  # it is safe, for the demo has a single thread
             )
-        process = Process(self, name, popen, log)
-        self.processes.append(process)
+            process = Process(self, name, popen, log)
+            self.processes.append(process)
         return process
 
     def forget(self, process: Process) -> None:
@@ -118,6 +126,13 @@ class Guard:
         _clean({process.pid for process in self.processes}, self.directory)
         os.close(self._writer)
         os.waitpid(self._pid, 0)
+
+    def _begin(self) -> None:
+        """The first that a child does. A signal that met it beside the demo ends it now, and not in the demo's way."""
+        self._tell(os.getpid())
+        for each in STOPPING:
+            signal.signal(each, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
     def _tell(self, number: int) -> None:
         os.write(self._writer, b"%d\n" % number)

@@ -8,70 +8,100 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from fastside.demo.hosts import Hosts, two_hosts
 from fastside.demo.narrator import Narrator
-from fastside.demo.processes import STOPPING, Guard
+from fastside.demo.processes import STOPPING, Guard, signals_held_back
 from fastside.demo.story import NotHeld, Story
 
 LOG_LINES = 20
 """Of each process, shown when a step does not hold."""
 
 
-class Interrupted(BaseException):
-    """A signal asks the demo to end."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-
 def run(*, keep: bool, as_json: bool) -> int:
     """See fastside.demo.main."""
+    return Stage(keep, as_json).run()
+
+
+class Stage:
+    """One performance."""
+
+    def __init__(self, keep: bool, as_json: bool) -> None:
+        self._keep = keep
+        self._as_json = as_json
+        self._narrator = Narrator(None if as_json else sys.stdout)
+        self._staying = False
+        """Everything has been shown, and a signal is the expected end."""
+        with signals_held_back():
+            self._guard = Guard()
+            for number in STOPPING:
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup(1) means what it says
+                    signal.signal(number, self._leave)
+
+    def run(self) -> int:
+        """Return the exit code."""
+        try:
+            with two_hosts() as hosts:
+                return self._play(hosts)
+        except BrokenPipeError:  # nobody reads any more, and nobody must be told so by the interpreter when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
+        finally:
+            _ignore_signals()
+            self._guard.close()
+
+    def _leave(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal: end everything and the demo itself, here.
+
+        It raises nothing, for that would be lost if a finalizer happened to run, and HTTP responses have one.
+        """
+        _ignore_signals()
+        self._guard.close()
+        if not self._as_json:
+            with contextlib.suppress(OSError):  # the terminal may be what has gone; a print may have been interrupted
+                os.write(sys.stdout.fileno(), b"\n\nInterrupted. Everything is stopped and removed.\n")
+        os._exit(0 if self._staying else 128 + number)
+
+    def _play(self, hosts: Hosts) -> int:
+        story = Story(self._narrator, self._guard, hosts)
+        error = ""
+        try:
+            story.play()
+            if not self._keep:
+                story.stop_sidecars()
+        except NotHeld as not_held:
+            error = str(not_held)
+        result = summary(story, hosts, error)
+        self._staying = self._keep and not error
+        if self._staying:
+            result["try"] = [command for _, command in story.commands()]
+        if self._as_json:
+            print(json.dumps(result), flush=True)
+        if error:
+            self._narrator.complain(f"This step did not hold: {error}")
+            print(_logs(self._guard), file=sys.stderr)
+            return 1
+        _show(self._narrator, result)
+        if self._staying:
+            self._stay(story)
+        return 0
+
+    def _stay(self, story: Story) -> None:
+        """Until a signal comes."""
+        self._narrator.title("Everything stays up. Try from another terminal:")
+        for what, command in story.commands():
+            self._narrator.say(f"{what}:")
+            self._narrator.show(command)
+        self._narrator.say("Ctrl-C here ends and removes everything.")
+        while True:
+            signal.pause()
+
+
+def _ignore_signals() -> None:
+    """From here on everything is being stopped, which does not take long."""
     for number in STOPPING:
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup(1) means what it says
-            signal.signal(number, _interrupt)
-    narrator = Narrator(None if as_json else sys.stdout)
-    try:
-        with contextlib.closing(Guard()) as guard, two_hosts() as hosts:
-            return _play(narrator, guard, hosts, keep=keep, as_json=as_json)
-    except Interrupted as interrupted:
-        with contextlib.suppress(OSError):  # the terminal may be what has gone
-            narrator.title("Interrupted. Everything is stopped and removed.")
-        return 128 + interrupted.number
-    except BrokenPipeError:  # nobody reads any more, and nobody must be told so by the interpreter when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    for each in STOPPING:
-        signal.signal(each, signal.SIG_IGN)  # from here on everything is being stopped, which does not take long
-    raise Interrupted(number)
-
-
-def _play(narrator: Narrator, guard: Guard, hosts: Hosts, *, keep: bool, as_json: bool) -> int:
-    story = Story(narrator, guard, hosts)
-    error = ""
-    try:
-        story.play()
-        if not keep:
-            story.stop_sidecars()
-    except NotHeld as not_held:
-        error = str(not_held)
-    result = summary(story, hosts, error)
-    if as_json:
-        if keep:
-            result["try"] = [command for _, command in story.commands()] if not error else []
-        print(json.dumps(result), flush=True)
-    if error:
-        narrator.complain(f"This step did not hold: {error}")
-        print(_logs(guard), file=sys.stderr)
-        return 1
-    _show(narrator, result)
-    if keep:
-        _stay(narrator, story)
-    return 0
+        signal.signal(number, signal.SIG_IGN)
 
 
 def summary(story: Story, hosts: Hosts, error: str) -> dict[str, Any]:
@@ -122,19 +152,6 @@ def _show(narrator: Narrator, result: dict[str, Any]) -> None:
         "Latency is that of step 6: one call at a time, by both ways in turn. Caller and provider are Python programs "
         "and share this machine's CPUs with the sidecars; they are in all the figures but the last."
     )
-
-
-def _stay(narrator: Narrator, story: Story) -> None:
-    narrator.title("Everything stays up. Try from another terminal:")
-    for what, command in story.commands():
-        narrator.say(f"{what}:")
-        narrator.show(command)
-    narrator.say("Ctrl-C here ends and removes everything.")
-    try:
-        while True:
-            signal.pause()
-    except Interrupted:
-        narrator.say("Everything is stopped and removed.")
 
 
 def _logs(guard: Guard) -> str:
