@@ -54,7 +54,6 @@ cdef struct Connection:
     uint32_t address_gen
     uint32_t sid
     uint32_t sid_gen
-    uint32_t stat_slot
     uint32_t tried[3]
     uint8_t tried_count
     uint8_t minor

@@ -35,6 +35,7 @@ cdef Connection *connection_new(Worker *w, int fd, uint8_t kind) noexcept nogil:
     c.next = NONE
     c.previous = NONE
     c.address = NONE
+    c.sid = NONE
     c.since = w.now_ms
     w.live += 1
     return c

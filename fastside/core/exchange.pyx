@@ -136,7 +136,6 @@ cdef bint request_start(Worker *w, Connection *d, uint32_t head_length) noexcept
     cdef int outcome
 
     w.block.counters[C_REQUESTS] += 1
-    d.sid = NONE
     outcome = http1_parse_request(p, head_length, w.settings[SET_HEADERS], listener.header, listener.header_length,
                                   &head)
     if outcome != HTTP_OK:
@@ -157,7 +156,6 @@ cdef bint request_start(Worker *w, Connection *d, uint32_t head_length) noexcept
     if service != NULL:
         d.sid = service.sid
         d.sid_gen = service.sid_gen
-        d.stat_slot = service.stat_slot
         d.hash = 0
         if service.policy == HASH_SOURCE:
             d.hash = hash_bytes(d.peer_ip, 16, 0)
@@ -191,7 +189,7 @@ cdef inline bint is_idempotent(uint8_t method) noexcept nogil:
 
 cdef void request_ended(Worker *w, Connection *d) noexcept nogil:
     """Counts the request under way, whose response has d.status (0: none could be given)."""
-    cdef ServiceStats *stats = stats_of(&w.shm, w.slot, d.stat_slot)
+    cdef ServiceStats *stats = stats_for(w, d)
     cdef Connection *u = peer_of(w, d)
     cdef uint64_t us = w.now_us - d.request_us if d.request_us else 0
     stats.responses[d.status // 100 if d.status < 600 else 5] += 1
@@ -212,7 +210,7 @@ cdef bint request_next(Worker *w, Connection *d) noexcept nogil:
     d.request_us = 0
     d.status = 0
     d.method = METHOD_OTHER
-    d.stat_slot = 0
+    d.sid = NONE
     d.streak = 0
     if d.start == d.end:
         buffer_drop(w, d)

@@ -209,6 +209,7 @@ cdef int worker_open(Worker *w) noexcept nogil:
         return errno
     clock_gettime(CLOCK_MONOTONIC, &now)
     w.balance.random = hash_bytes(<const uint8_t *> &now, sizeof(now), w.slot) | 1
+    w.balance.seed = w.balance.random
     take_time(w)
     w.wheel_tick = tick_of(w.now_ms)
     for i in range(C_COUNTERS, C_STATISTICS):

@@ -255,7 +255,7 @@ cdef void relay_run(Worker *w, Connection *d) noexcept nogil:
 
 cdef void relay_end(Worker *w, Connection *d) noexcept nogil:
     cdef Connection *u = peer_of(w, d)
-    cdef ServiceStats *stats = stats_of(&w.shm, w.slot, d.stat_slot)
+    cdef ServiceStats *stats = stats_for(w, d)
     stats.bytes_received += d.streak
     stats.bytes_sent += 0 if u == NULL else u.streak
     if d.status != 101:         # an upgraded exchange was counted as what it began as
@@ -308,7 +308,6 @@ cdef void relay_accepted(Worker *w, Connection *d, const Listener *listener) noe
         return
     d.sid = service.sid
     d.sid_gen = service.sid_gen
-    d.stat_slot = service.stat_slot
     if service.policy == HASH_SOURCE or service.policy == HASH_HEADER:
         d.hash = hash_bytes(d.peer_ip, 16, 0)
     relay_connect(w, d)

@@ -17,6 +17,12 @@ cdef inline ServiceStats *stats_of(const Shm *shm, uint32_t slot, uint32_t stat_
     return all + (<size_t> slot * shm.live.stat_slots + stat_slot)
 
 
+cdef inline ServiceStats *stats_for(const Worker *w, const Connection *d) noexcept nogil:
+    """Where to count what d did for its service; under "other" if that has none, or has left the table since."""
+    cdef const Service *service = NULL if d.sid == NONE else table_by_sid(&w.shm, d.sid, d.sid_gen)
+    return stats_of(&w.shm, w.slot, 0 if service == NULL else service.stat_slot)
+
+
 cdef inline uint32_t histogram_bucket(uint64_t us) noexcept nogil:
     """Log-linear: exact below 8 us, then 8 buckets per octave, the last one open-ended above 67 s."""
     cdef uint32_t exponent
