@@ -86,6 +86,8 @@ def test_each_side_ends_by_itself(first: int, workers: Workers, pair: tuple[Raw,
 @pytest.mark.parametrize("first", [0, 1], ids=["client", "server"])
 def test_a_reset_is_passed_on(first: int, half_closed: bool, workers: Workers, pair: tuple[Raw, Stream]) -> None:
     breaking, other = pair[first], pair[1 - first]
+    other.send(b"x")  # the relay runs: before, a reset of the server is a connect that failed
+    assert breaking.read(1) == b"x"
     if half_closed:
         breaking.end()
         assert other.read_all() == b""
