@@ -203,6 +203,8 @@ class Master:
                 max_connections=limits.connections,
                 stat_slots=limits.service_series + 1,  # one for all others
             )
+            for slot in self.slots:
+                table.set_slot_owner(slot.number, slot.owner)
             table.apply(self._own_updates(self.config, self.config.listeners))
         except (_core.TableFull, ValueError, OSError, MemoryError) as error:
             raise StartError(f"the shared memory cannot be set up: {error}") from error

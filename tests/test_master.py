@@ -6,10 +6,12 @@ import os
 import signal
 import socket
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from fastside.admin_client import AdminClient
 from harness import Raw, Sidecar, call, free_port, get, session_members, wait_until
 from load import Load, all_workers
 
@@ -97,6 +99,15 @@ class TestStart:
 
 
 class TestProcesses:
+    def test_each_worker_accepts(self, static):
+        """Without hand-over a worker has only what it accepted itself. The kernel gives all of 40 connections to one of
+        two sockets as often as 40 tosses of a coin are equal."""
+        with Sidecar({**static, "workers": 2, "accept": "reuseport"}) as sidecar, ExitStack() as clients:
+            for _ in range(40):
+                clients.enter_context(Raw(sidecar.outbound)).call(SERVICE)
+            workers = AdminClient(str(sidecar.admin_socket)).get("/status")["workers"]
+            assert all(worker["connections"] for worker in workers)
+
     def test_each_holds_only_what_it_needs(self, sidecar):
         def held(title: str) -> list[str]:
             directory = Path(f"/proc/{sidecar.processes()[title]}/fd")
