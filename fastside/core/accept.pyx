@@ -67,8 +67,8 @@ cdef Listener *listener_make(Worker *w, uint32_t id, uint8_t direction, uint8_t 
 
 
 cdef Listener *listener_unused(Worker *w) noexcept nogil:
-    """A free entry, else that of the listener removed longest ago that has no connection left. It is kept as long as it can
-    be: a sibling that has yet to hear of the removal may still hand connections of that listener over."""
+    """A free entry, else that of the listener removed longest ago that has no connection left. It is kept as long as it
+    can be: a sibling that has yet to hear of the removal may still hand connections of that listener over."""
     cdef Listener *oldest = NULL
     cdef Listener *listener
     cdef uint32_t i

@@ -77,7 +77,7 @@ cdef void inbox_handle(Worker *w, const Message *message, uint32_t length, int f
 
 cdef void inbox_add_listener(Worker *w, const Message *message, uint32_t length, int fd) noexcept nogil:
     """payload: direction, protocol, length of service, length of service header, then the two."""
-    cdef const uint8_t *p = message.payload
+    cdef const uint8_t *p = <const uint8_t *> &message.payload
     cdef Listener *listener = NULL
     if length >= 4 and length >= 4 + <uint32_t> p[2] + p[3] and message.b < MAX_WORKERS:
         listener = listener_make(w, message.a, p[0], p[1], p + 4, p[2], p + 4 + p[2], p[3])
