@@ -109,6 +109,7 @@ class Workers:
         self.wake = os.eventfd(0, os.EFD_NONBLOCK)
         self.alive, self._alive_end = os.pipe()
         self.pids: dict[int, int] = {}
+        self._clients: list[Raw] = []
         self._probe: Raw | None = None
 
     # what the master does
@@ -188,8 +189,10 @@ class Workers:
         return self.listeners[listener].sockets[0].getsockname()[:2]
 
     def connect(self, listener: int = 0, source: str | None = None) -> Raw:
-        """Open a connection to a listener."""
-        return Raw(self.address(listener), source=source)
+        """Open a connection to a listener. It is closed at the latest when the context is left."""
+        client = Raw(self.address(listener), source=source)
+        self._clients.append(client)
+        return client
 
     def settle(self) -> None:
         """Return when the one worker has handled everything that reached it before this call.
@@ -267,6 +270,7 @@ class Workers:
         try:
             for slot in range(self.count):
                 self.table.set_slot_owner(slot, slot)
+            for slot in range(self.count):
                 self.start(slot)
         except BaseException:
             self._clean()
@@ -281,7 +285,8 @@ class Workers:
             self._clean()
 
     def _clean(self) -> None:
-        self._end_probe()
+        for client in self._clients:
+            client.close()
         for slot in list(self.pids):
             self.kill(slot)
         for listener in self.listeners:

@@ -12,6 +12,7 @@ import json
 import os
 import random
 import re
+import select
 import shutil
 import signal
 import socket
@@ -379,10 +380,10 @@ class Stream:
 
     def at_end(self) -> bool:
         """Tell whether the peer has ended its side and nothing is left to read, without waiting."""
-        try:
-            return not self._buffer and self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-        except BlockingIOError:
+        if self._buffer or not select.select([self.socket], [], [], 0)[0]:
             return False
+        try:
+            return self.socket.recv(1, socket.MSG_PEEK) == b""
         except ConnectionResetError:
             return True
 

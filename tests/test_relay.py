@@ -37,7 +37,9 @@ def workers(server: Server) -> Iterator[Workers]:
 def pair(workers: Workers, server: Server) -> Iterator[tuple[Raw, Stream]]:
     """Both ends of a relayed connection."""
     with workers.connect(1) as client:
-        yield client, server.accept()
+        upstream = server.accept()
+        workers.settle()
+        yield client, upstream
 
 
 def is_broken(stream: Stream) -> bool:
