@@ -290,44 +290,49 @@ class Master:
         say(f"ready after {1000 * seconds:.0f} ms; try: fastside publish svc-a --port 20880")
         notify.ready()
         if self.orphans:
+            if self.orphans.refused:
+                self._steer(self.orphans)
             self._end_orphans(self.orphans)
         self._next_reload()
 
     # Takeover from a killed master
 
     def _end_orphans(self, left: orphans.Orphans) -> None:
-        """The new workers serve: let the old ones finish."""
-        if left.refused:
-            self._steer_away(left)
+        """Let the old workers finish: the new ones serve, or the sidecar stops."""
+        if left.draining:
+            return
         left.drain(inbox_message(To.DRAIN))
-        left.release()
         for worker in left.workers:
             self.loop.watch(worker, partial(self._orphan_ended, left, worker))
-        self.loop.after(self.config.drain.deadline, lambda: self._kill_orphans(left))
-
-    def _steer_away(self, left: orphans.Orphans) -> None:
-        for listener in self.listeners:
-            if old := left.inodes.get(listener.config.bind):
-                steer(listener.sockets[0], first=len(old), count=len(listener.inodes()))
+        self.loop.after(self.config.drain.deadline, left.kill)
+        if not left.workers:
+            self.orphans = None
 
     def _orphan_ended(self, left: orphans.Orphans, worker: orphans.Orphan) -> None:
         self.loop.unwatch(worker)
-        worker.close()
-        left.workers.remove(worker)
+        left.forget(worker)
         if left.workers:
             return
         log(f"the workers that master pid {left.master} left have ended")
         if left.refused:
-            for listener in self.listeners:
-                if listener.config.bind in left.inodes:
-                    unsteer(listener.sockets[0])
+            self._steer(left, back=True)
         self.orphans = None
         self._write_record()
         self._end_if_idle()
 
-    def _kill_orphans(self, left: orphans.Orphans) -> None:
-        for worker in left.workers:
-            worker.kill()
+    def _steer(self, left: orphans.Orphans, *, back: bool = False) -> None:
+        """Give new connections to this master's sockets alone, or (back) let the kernel spread them again."""
+        for listener in self.listeners:
+            old = left.inodes.get(listener.config.bind)
+            if not old:
+                continue
+            try:
+                if back:
+                    unsteer(listener.sockets[0])
+                else:
+                    steer(listener.sockets[0], first=len(old), count=len(listener.distinct()))
+            except OSError as error:
+                log(f"listener {listener.config.name}: new connections cannot be steered: {error.strerror}")
 
     # Children
 
@@ -461,6 +466,10 @@ class Master:
     def _control_ended(self, control: Control, status: int) -> None:
         self._drop_channel(control)
         self.control = None
+        # The next one counts its requests from 1 again: it must not get an answer that was for this one.
+        self.reloads_asked = [None for _ in self.reloads_asked]
+        if self.reload:
+            self.reload.asked_by = None
         how = f"control (pid {control.pid}) {how_it_ended(status)}"
         if self.state == "ending":
             self.exit_code = 0
@@ -488,6 +497,9 @@ class Master:
             os.kill(pid, signal.SIGKILL)
         for pid in pids:
             os.waitpid(pid, 0)
+        for slot in self.slots:
+            slot.pid = 0
+        self.control = None
 
     # Events
 
@@ -502,7 +514,8 @@ class Master:
             log(f"second signal ({number.name}): ending at once")
             self._kill_children()
             if self.orphans:
-                self._kill_orphans(self.orphans)
+                self.orphans.kill()
+                self.orphans = None
             self.exit_code = 128 + number
 
     def _reap(self) -> None:
@@ -757,6 +770,9 @@ class Master:
                 slot.post(To.DRAIN)
         for listener in self.listeners:
             listener.close()
+        self.listeners = []
+        if self.orphans:
+            self._end_orphans(self.orphans)
         self._end_if_idle()
 
     def _end_if_idle(self) -> None:
@@ -785,7 +801,7 @@ class Master:
         for slot in left:
             slot.post(To.STOP)
         if self.orphans:
-            self._kill_orphans(self.orphans)
+            self.orphans.kill()
         self.loop.after(STOP_PATIENCE, self._kill_late_workers)
 
     def _kill_late_workers(self) -> None:
@@ -814,6 +830,9 @@ class Master:
         record.write(self.runtime_dir.path)
 
     def _remove_files(self) -> None:
-        for name in (orphans.RECORD, "admin.sock"):
-            (self.runtime_dir.path / name).unlink(missing_ok=True)
+        if self.orphans and self.orphans.workers:
+            self._write_record()  # this start failed, and they serve on: the next one takes them over
+        else:
+            (self.runtime_dir.path / orphans.RECORD).unlink(missing_ok=True)
+        Path(self.config.admin_socket).unlink(missing_ok=True)
         self.runtime_dir.close()

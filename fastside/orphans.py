@@ -137,6 +137,7 @@ class Orphans:
         """Of the listening sockets that the workers hold, by bind address."""
         self.refused = ""
         """Why their sockets cannot be had; "" when they can."""
+        self.draining = False
         self._sockets: dict[int, socket.socket] = {}
         self.outboxes = record.outboxes
         if self.workers:
@@ -160,17 +161,24 @@ class Orphans:
         return [self._sockets.pop(inode) for inode in self.inodes.get(bind, []) if inode in self._sockets]
 
     def drain(self, message: bytes) -> None:
-        """Send `message` to the workers' inboxes; nothing happens where their sockets could not be had."""
+        """Send `message` to the workers' inboxes where their sockets could be had; close what was not taken."""
+        self.draining = True
         for inode in self.outboxes:
             if sock := self._sockets.get(inode):
-                with contextlib.suppress(OSError):  # whoever does not take it is ended at the deadline
+                with contextlib.suppress(OSError):  # whoever does not take it is killed at the deadline
                     sock.send(message, socket.MSG_DONTWAIT)
-
-    def release(self) -> None:
-        """Close what was copied and not taken."""
         for sock in self._sockets.values():
             sock.close()
         self._sockets.clear()
+
+    def kill(self) -> None:
+        for worker in self.workers:
+            worker.kill()
+
+    def forget(self, worker: Orphan) -> None:
+        """Close what holds a worker that has ended."""
+        self.workers.remove(worker)
+        worker.close()
 
 
 def find(runtime_dir: Path) -> Orphans | None:

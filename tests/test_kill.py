@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -129,13 +130,6 @@ class TestControl:
         running.client.publish("svc-b", origin.port)
         wait_until(lambda: call(running.inbound, "svc-b").status == 200)
 
-    def test_one_that_does_not_read_is_replaced(self, running):
-        victim = pid_of(running, "control")
-        os.kill(victim, signal.SIGSTOP)
-        kill(victim)
-        replaced(running, "control", victim)
-        running.wait_ready()
-
 
 class TestMaster:
     @pytest.mark.parametrize("keep_alive", [True, False])
@@ -214,6 +208,33 @@ class TestMaster:
         assert load.failures == []
         assert "cannot be had (Permission denied)" in running.log()
 
+    def test_a_start_that_fails_leaves_the_old_workers_to_the_next(self, running):
+        orphans = all_workers(running)
+        with Load(running.outbound, SERVICE) as load, socket.create_server(("127.0.0.1", 0)) as other:
+            kill(running.pid)
+            running.process.wait()
+            api = running.config["api"]
+            running.configure({"api": "{}:{}".format(*other.getsockname())})
+            running._wait_ready = False
+            assert running.start().process.wait(20) == 1
+            load.wait_for_calls()
+            running.configure({"api": api})
+            running.start().wait_ready()
+            wait_until(lambda: all(gone(pid) for pid in orphans), what="the old workers end")
+            load.wait_for_calls()
+        assert load.failures == []
+
+    def test_a_stop_in_the_middle_of_a_takeover_ends_the_old_workers_too(self, running):
+        orphans = all_workers(running)
+        kill(running.pid)
+        running.process.wait()
+        running._wait_ready = False
+        running.start()
+        wait_until(lambda: "taking over" in running.log())
+        os.kill(running.pid, signal.SIGTERM)
+        assert running.process.wait(20) == 0
+        wait_until(lambda: all(gone(pid) for pid in orphans), deadline=1)
+
     def test_a_live_master_is_not_taken_over(self, running):
         result = running.cli("run", "-c", str(running.config_path), check=False)
         assert result.returncode == 1
@@ -221,11 +242,17 @@ class TestMaster:
 
 
 class TestRegistry:
-    def test_calls_go_on_without_it(self, origin):
+    @pytest.fixture
+    def registry(self):
         port = free_port()
         command = [sys.executable, "-m", "fastside", "registry", "--bind", f"127.0.0.1:{port}"]
-        registry = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        with registry, Sidecar({"registry": {"url": f"http://127.0.0.1:{port}"}}) as sidecar:
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+            process.url = f"http://127.0.0.1:{port}"
+            yield process
+            process.kill()
+
+    def test_calls_go_on_without_it(self, origin, registry):
+        with Sidecar({"registry": {"url": registry.url}}) as sidecar:
             sidecar.client.publish(SERVICE, origin.port)
             sidecar.client.subscribe(SERVICE)
             wait_until(lambda: call(sidecar.outbound, SERVICE).status == 200)

@@ -307,8 +307,11 @@ class TestOrphans:
         assert left.take_listeners("127.0.0.1:1") == []
         left.drain(inbox_message(To.DRAIN))
         assert inbox.recv(100) == inbox_message(To.DRAIN)
-        left.release()
-        os.kill(child, signal.SIGKILL)
+        assert left.draining
+        left.kill()
+        assert left.workers[0].wait(20)
+        left.forget(left.workers[0])
+        assert left.workers == []
         os.waitpid(child, 0)
         for sock in (inbox, *taken):
             sock.close()
