@@ -170,6 +170,12 @@ cdef void peer_address(HandOver *peer, const sockaddr_storage *address) noexcept
         memcpy(peer.ip, &v4.sin_addr, 4)
 
 
+cdef inline bint has_room(const Worker *w) noexcept nogil:
+    """For one more downstream and its upstream. A quarter of all connections is left to upstreams, so that idle
+    downstreams cannot take what it needs to serve a request."""
+    return w.live + 2 <= w.max_connections and w.downstreams < w.max_connections - w.max_connections // 4
+
+
 cdef void accept_pause(Worker *w, uint32_t ms) noexcept nogil:
     """Out of connections or descriptors: leaves the queue to the siblings, and to better times."""
     w.block.counters[C_ACCEPT_PAUSES] += 1
@@ -183,7 +189,7 @@ cdef bint accept_one(Worker *w, const Listener *listener, int listening) noexcep
     cdef socklen_t length = sizeof(address)
     cdef HandOver peer
     cdef int fd
-    if w.live + 2 > w.max_connections:          # a downstream needs an upstream
+    if not has_room(w):
         accept_pause(w, 100)
         return False
     fd = accept4(listening, <sockaddr *> &address, &length, SOCK_NONBLOCK | SOCK_CLOEXEC)

@@ -176,7 +176,7 @@ cdef int loop_run(Worker *w) noexcept nogil:
         events_run(w, events, count)
         timers_run(w)
         run_queue(w)
-        if not w.accepting and w.now_ms >= w.accept_again_ms and w.live + 2 <= w.max_connections:
+        if not w.accepting and w.now_ms >= w.accept_again_ms and has_room(w):
             w.accepting = True
             listeners_sync(w)
         if w.stop or (w.draining and w.downstreams == 0 and fs_load_acquire_u32(&w.block.connections) == 0):
