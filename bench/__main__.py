@@ -107,12 +107,16 @@ def report(rounds: int, seconds: float, workers: int, chosen: list[str], loads: 
             table(
                 ["cell", *peers],
                 [
-                    [label(cell), *(show(cell, cells.quiet(samples[cell.name, peer])) for peer in peers)]
+                    [label(cell), *(show(cell, cells.best(samples[cell.name, peer])) for peer in peers)]
                     for cell in wanted
                 ],
             )
 
-        click.echo(f"{workers} worker(s), {rounds} rounds of {seconds:g} s, median (lowest)\n")
+        taken = [sample for each in samples.values() for sample in each]
+        click.echo(
+            f"{workers} worker(s), rounds of {seconds:g} s, median (lowest) of at least {rounds} rounds; "
+            f"{len(taken) - len(cells.quiet(taken))} of {len(taken)} runs were disturbed by other programs\n"
+        )
         forwarders = [name for name in chosen if name != "direct"]
         figures("CPU time of the forwarder: us per operation (s per GB)", forwarders, show_cost)
         figures("Throughput: operations/s (GB/s)", chosen, show_throughput)

@@ -50,7 +50,7 @@ def _at(place: Place, origin: Origin, modes: list[Peer], count: int, rounds: int
     found = []
     for mode in modes:
         trials = [idle.spread(place, mode, count) for _ in range(TRIALS[count])]
-        taken = samples[cell.name, mode.name]
+        taken = cells.best(samples[cell.name, mode.name])
         found.append(
             Row(
                 mode=mode.name,

@@ -7,7 +7,7 @@ meets all of them alike; figures are medians over the rounds.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,9 @@ from bench.place import LOAD_CPU, Place
 from bench.tools import tool
 
 QUIET = 0.10
-"""A round is quiet if something else used less than this share of one CPU."""
+"""A sample is quiet if something else used less than this share of one CPU meanwhile."""
+PATIENCE = 4
+"""Rounds that are run for each that was asked for, while other things disturb them."""
 
 
 @dataclass(frozen=True)
@@ -140,24 +142,34 @@ def run(place: Place, cell: Cell, peer: Peer, origin: Origin, *bound: str, cpu: 
 
 def rounds(
     place: Place,
-    cells: Iterable[Cell],
+    cells: Sequence[Cell],
     peers: Sequence[Peer],
     origin: Origin,
     count: int,
     seconds: float,
     cpu: int | None = LOAD_CPU,
 ) -> dict[tuple[str, str], list[Sample]]:
-    """Run every cell against every peer `count` times, interleaved. Keys: (cell, peer)."""
-    samples: dict[tuple[str, str], list[Sample]] = {}
+    """Run every cell against every peer, interleaved, until each has `count` quiet samples or patience ends.
+
+    Keys: (cell, peer).
+    """
+    samples: dict[tuple[str, str], list[Sample]] = {(cell.name, peer.name): [] for cell in cells for peer in peers}
     for cell in cells:
-        for _ in range(count):
+        for _ in range(count * PATIENCE):
             for peer in peers:
                 sample = run(place, cell, peer, origin, "-t", str(seconds), cpu=cpu)
-                samples.setdefault((cell.name, peer.name), []).append(sample)
+                samples[cell.name, peer.name].append(sample)
+            if all(len(quiet(samples[cell.name, peer.name])) >= count for peer in peers):
+                break
     return samples
 
 
 def quiet(samples: list[Sample]) -> list[Sample]:
-    """Leave noisy rounds out where at least two quiet ones remain."""
-    chosen = [sample for sample in samples if sample.noise < QUIET]
+    """Return the samples that nothing else on the machine disturbed."""
+    return [sample for sample in samples if sample.noise < QUIET]
+
+
+def best(samples: list[Sample]) -> list[Sample]:
+    """Return the quiet samples if there are two at least, else all."""
+    chosen = quiet(samples)
     return chosen if len(chosen) >= 2 else samples
