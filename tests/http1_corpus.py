@@ -555,7 +555,7 @@ INVALID_CHUNKS: dict[str, list[bytes]] = {
         b"0\r\nUpgrade: a\r\n\r\n",
     ],
     "trailer too long": [
-        b"0\r\nA: " + b"b" * 8192 + b"\r\n\r\n",
+        b"0\r\nA: " + b"b" * 8186 + b"\r\n\r\n",
         b"0\r\n" + b"A: b\r\n" * 1366 + b"\r\n",
     ],
 }
@@ -810,6 +810,8 @@ VALID_CHUNKS: list[bytes] = [
     b'5;a=""\r\nhello\r\n0\r\n\r\n',
     b'5;a="b\tc \xff\\\\"\r\nhello\r\n0\r\n\r\n',
     b"5;" + b"a" * 255 + b"\r\nhello\r\n0\r\n\r\n",
+    (b"1;" + b"a" * 200 + b"\r\nb\r\n") * 3 + b"0\r\n\r\n",
+    b"0;" + b"a" * 200 + b"\r\nA: " + b"b" * 8185 + b"\r\n\r\n",
     b"0\r\nA: b\r\n\r\n",
     b"0\r\nExpires:\r\nX-Hash: \t\xff\tabc \r\n\r\n",
     b"0\r\nHosts: a\r\nHos: b\r\nX-Host: c\r\n\r\n",

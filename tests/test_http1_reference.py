@@ -86,6 +86,92 @@ def test_mutated_chunks(data: bytes) -> None:
     check_chunks(data)
 
 
+# @ stands for each of the 256 bytes in turn. The long values are for scans that take several bytes at once.
+REQUEST_TEMPLATES = [
+    b"@ET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"G@T / HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET@/ HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET @ HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET /@ HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET /@HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET http://a@ HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET / HTTP@1.1\r\nHost: a\r\n\r\n",
+    b"GET / HTTP/@.1\r\nHost: a\r\n\r\n",
+    b"GET / HTTP/1@1\r\nHost: a\r\n\r\n",
+    b"GET / HTTP/1.@\r\nHost: a\r\n\r\n",
+    b"GET / HTTP/1.1@\r\nHost: a\r\n\r\n",
+    b"GET / HTTP/1.1\r@Host: a\r\n\r\n",
+    b"GET / HTTP/1.1\r\n@Host: a\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost@ a\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost:@a\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: @\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a@b\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a%4@\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a:@\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: [::@]\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r@\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\n@\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\n\r@",
+    b"GET / HTTP/1.1\r\nHost: a\r\nA@B: c\r\n\r\n",
+    *(b"GET / HTTP/1.1\r\nHost: a\r\nA:" + b"x" * n + b"@" + b"y" * 17 + b"\r\n\r\n" for n in range(17)),
+    b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: @\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1@1\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length:@1@\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: @chunked\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked@\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: @hunked\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nTransfer@Encoding: chunked\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close@a\r\na: b\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nConnection: @\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: a@b\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nX-Service: @\r\n\r\n",
+]
+RESPONSE_TEMPLATES = [
+    b"@TTP/1.1 200 OK\r\n\r\n",
+    b"HTTP/1.1@200 OK\r\n\r\n",
+    b"HTTP/1.1 @00 OK\r\n\r\n",
+    b"HTTP/1.1 2@0 OK\r\n\r\n",
+    b"HTTP/1.1 20@ OK\r\n\r\n",
+    b"HTTP/1.1 200@OK\r\n\r\n",
+    b"HTTP/1.1 200 O@K\r\n\r\n",
+    b"HTTP/1.1 200 a long@reason phrase\r\n\r\n",
+]
+CHUNK_TEMPLATES = [
+    b"@\r\nhello\r\n0\r\n\r\n",
+    b"5@\r\nhello\r\n0\r\n\r\n",
+    b"5\r@hello\r\n0\r\n\r\n",
+    b"5;@\r\nhello\r\n0\r\n\r\n",
+    b"5;a@b\r\nhello\r\n0\r\n\r\n",
+    b"5;a=@\r\nhello\r\n0\r\n\r\n",
+    b"5;a=b@c\r\nhello\r\n0\r\n\r\n",
+    b'5;a="@"\r\nhello\r\n0\r\n\r\n',
+    b'5;a="\\@"\r\nhello\r\n0\r\n\r\n',
+    b'5;a="b"@\r\nhello\r\n0\r\n\r\n',
+    b"5\r\nhell@\r\n0\r\n\r\n",
+    b"5\r\nhello@\n0\r\n\r\n",
+    b"5\r\nhello\r@0\r\n\r\n",
+    b"0\r\n@\n",
+    b"0\r\n@: b\r\n\r\n",
+    b"0\r\nA@B: c\r\n\r\n",
+    b"0\r\nHos@: c\r\n\r\n",
+    b"0\r\nHost@: c\r\n\r\n",
+    b"0\r\nA: b@c\r\n\r\n",
+    b"0\r\nA: b\r@\r\n",
+    b"0\r\nA: b\r\n@B: c\r\n\r\n",
+    b"0\r\n\r@",
+]
+
+
+def test_every_byte_everywhere() -> None:
+    for byte in range(256):
+        for template in REQUEST_TEMPLATES:
+            check_request(template.replace(b"@", bytes([byte])))
+        for template in RESPONSE_TEMPLATES:
+            check_response(template.replace(b"@", bytes([byte])), "GET")
+        for template in CHUNK_TEMPLATES:
+            check_chunks(template.replace(b"@", bytes([byte])))
+
+
 def test_whole_corpus() -> None:
     for data in REQUESTS:
         check_request(data)

@@ -774,10 +774,9 @@ cdef Span http1_field(const uint8_t *p, uint32_t length, const uint8_t *name, ui
     cdef Span none
     none.start = none.length = 0
     while True:
-        p = <const uint8_t *>memchr(p, LF, end - p)
-        if p == NULL or end - p < 3 or p[1] == CR:
+        p = <const uint8_t *>memchr(p, LF, end - p) + 1
+        if p[0] == CR:          # the empty line that every accepted head ends with
             return none
-        p += 1
         if <size_t>(end - p) > name_length and p[name_length] == c":" and same_name(p, <const char *>name, name_length):
             value = skip_class(p + name_length + 1, IS_SPACE)
             p = skip_value(value, end)
@@ -832,7 +831,6 @@ cdef int in_size_line(ChunkState *state, uint8_t c) noexcept nogil:
             return HTTP_OK
         if state.digits == 0 or not (c == c";" or c == CR):
             return REJECT_CHUNK_SIZE
-        state.trailer_bytes = 0
         return after_extension(state, c)
     if state.phase == CHUNK_SIZE_LF:
         if c != LF:
