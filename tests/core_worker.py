@@ -60,15 +60,16 @@ class Server:
         return bool(select.select([self.socket], [], [], 0)[0])
 
     def close(self) -> None:
+        """Stop listening and close what was accepted."""
         self.socket.close()
+        for stream in self._accepted:
+            stream.close()
 
     def __enter__(self) -> Server:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-        for stream in self._accepted:
-            stream.close()
 
 
 class Workers:

@@ -163,7 +163,7 @@ def test_the_hash_shares_by_weight(probe: ModuleType) -> None:
         assert counts[name] == pytest.approx(share, rel=0.1, abs=5 * share**0.5 + 40)
 
 
-@pytest.mark.parametrize("count", [5, 50, 500])
+@pytest.mark.parametrize("count", [3, 4, 6, 11, 21, 50, 500])
 def test_removing_an_endpoint_moves_little_beside_its_own_share(probe: ModuleType, count: int) -> None:
     endpoints = addresses(count)
     before = owners(probe, make_table(endpoints, "hash_source"), names_of(endpoints))

@@ -388,7 +388,7 @@ def test_a_new_address_inherits_no_ejection(probe: ModuleType) -> None:
 
 
 def test_endless_change_needs_no_more_memory() -> None:
-    table = make_table(max_services=16, max_addresses=64, table_bytes=128 << 10)
+    table = make_table(max_services=16, max_addresses=64, table_bytes=1 << 20)
     seed = random.Random(1)
     live: dict[str, dict[str, Any]] = {}
     for _ in range(20_000):
@@ -508,7 +508,7 @@ def copy_of(fd: int) -> int:
 
 @pytest.fixture
 def filled() -> _core.Table:
-    table = make_table(max_services=16, max_addresses=32, table_bytes=40 << 10)
+    table = make_table(max_services=16, max_addresses=32, table_bytes=128 << 10)
     table.apply([put(f"s{i}", addresses(i % 5, i + 1), balance=_core.BALANCES[i % 3]) for i in range(12)])
     table.apply([delete("s3"), put("s4", addresses(9))])
     return table
