@@ -31,6 +31,7 @@ for purpose in "$@"; do
         need libc6-dev libc_headers
         ;;
     test)
+        need apache2-utils program ab
         need clang program clang
         need libclang-rt-dev sanitizers
         need curl program curl

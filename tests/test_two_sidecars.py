@@ -102,3 +102,20 @@ def test_wrk(path: Path) -> None:
     assert int(requests[1]) > 0
     assert "Non-2xx" not in output
     assert "Socket errors" not in output
+
+
+def test_ab(path: Path) -> None:
+    """It speaks HTTP/1.0, with and without keep-alive."""
+    ab = [require_program("ab"), "-q", "-n", "300", "-c", "8", "-H", "Host: svc-a"]
+    for keep_alive in ([], ["-k"]):
+        output = subprocess.check_output([*ab, *keep_alive, f"{path.url}/bytes/1000"], text=True)
+        assert re.search(r"Complete requests: +300\n", output)
+        assert re.search(r"Failed requests: +0\n", output)
+        assert "Non-2xx" not in output
+        assert ("Keep-Alive requests:    300" in output) == bool(keep_alive)
+
+
+def test_curl_with_http_1_0(path: Path) -> None:
+    curl = [require_program("curl"), "-s", "--http1.0", "-H", "Host: svc-a"]
+    assert subprocess.check_output([*curl, f"{path.url}/bytes/{MIB}"]) == pattern(MIB)
+    assert subprocess.check_output([*curl, f"{path.url}/until-close"]) == b"origin"
