@@ -218,8 +218,8 @@ cdef uint32_t stride_for(uint32_t total) noexcept nogil:
 
 
 cdef uint32_t maglev_size_for(uint32_t count) noexcept nogil:
-    # As few sizes as possible: in a table of another size every key moves. The shares of 400 endpoints are then within 5 %
-    # of each other, those of fewer closer.
+    # As few sizes as possible: in a table of another size every key moves. The shares of 400 endpoints are then within
+    # 5 % of each other, those of fewer closer.
     if count < 2:
         return 0
     return MAGLEV_SMALL if count <= 400 else MAGLEV_LARGE
