@@ -203,7 +203,9 @@ def test_loopback_where_namespaces_are_refused_and_a_port_is_taken(place: Place)
 )
 def test_leaves_nothing_when_interrupted(place: Place, moment: str, number: signal.Signals, everybody: bool) -> None:
     """everybody: the signal goes to the process group, as it does when Ctrl-C is typed."""
+    hangups = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a child inherits it, and the tests may run under nohup(1)
     demo = place.start()
+    signal.signal(signal.SIGHUP, hangups)
     demo.read_to(moment)
     seen, namespaces = demo.family(), demo.namespaces()
     assert len(seen) >= 2  # the demo and its guard
