@@ -6,6 +6,7 @@ Also the other end of the wire: a server whose every byte the test sends by itse
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import os
 import resource
@@ -32,6 +33,8 @@ SERVICE = "svc"
 
 WAKE, LISTENER_ADD, LISTENER_REMOVE, CONNECTION, DRAIN, STOP, LISTENERS = range(1, 8)
 """Types of inbox messages."""
+
+PR_SET_PDEATHSIG = 1
 
 Address = tuple[str, int]
 Endpoints = Iterable[Address | tuple[str, int, int]]
@@ -142,6 +145,8 @@ class Workers:
             pid = os.fork()
         if pid == 0:
             with contextlib.suppress(BaseException):
+                # It would serve on without a master, and so outlive a killed test.
+                ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
                 if self.files:
                     resource.setrlimit(resource.RLIMIT_NOFILE, (self.files, self.files))
                 outboxes = [outbox.fileno() for _, outbox in self.inboxes]
