@@ -22,7 +22,7 @@ cdef struct Connection:
     uint8_t direction
     uint32_t flags
     uint32_t peer               # the other side of the exchange, or NONE
-    # lists: free, pool, run queue, buffer waiters (one at a time), and the timer wheel
+    # lists: free, pool, buffer waiters (one at a time), the timer wheel and the run queue
     uint32_t next
     uint32_t previous
     uint32_t timer_next
@@ -62,3 +62,4 @@ cdef struct Connection:
     uint8_t peer_family
     uint8_t request_flags
     uint8_t peer_ip[16]
+    uint8_t waits               # WAIT_*: on which list for a buffer

@@ -91,44 +91,56 @@ cdef void run_remove(Worker *w, Connection *c) noexcept nogil:
     c.flags &= ~<uint32_t> F_QUEUED
 
 
-cdef void wait_for_buffer(Worker *w, Connection *c) noexcept nogil:
+cdef void wait_for_buffer(Worker *w, Connection *c, uint8_t what) noexcept nogil:
+    cdef WaitList *waiting = w.waiting + what
     cdef uint32_t me = index_of(w, c)
-    if c.flags & F_WAIT_BUFFER:
+    if c.waits != WAIT_NOTHING:
         return
-    c.flags |= F_WAIT_BUFFER
-    w.block.counters[C_BUFFER_WAITS] += 1
+    c.waits = what
     c.next = NONE
-    if w.wait_tail == NONE:
-        w.wait_head = me
+    if waiting.tail == NONE:
+        waiting.head = me
     else:
-        w.connections[w.wait_tail].next = me
-    w.wait_tail = me
+        w.connections[waiting.tail].next = me
+    waiting.tail = me
+    w.waiters += 1
+    w.block.counters[C_BUFFER_WAITS] += 1
 
 
-cdef void wait_remove(Worker *w, Connection *c) noexcept nogil:
-    cdef uint32_t at = w.wait_head, before = NONE, me = index_of(w, c)
+cdef void wait_over(Worker *w, Connection *c) noexcept nogil:
+    """c got on, perhaps before its turn came."""
+    cdef WaitList *waiting = w.waiting + c.waits
+    cdef uint32_t at = waiting.head, before = NONE, me = index_of(w, c)
+    if c.waits == WAIT_NOTHING:
+        return
     while at != me:
         before = at
         at = w.connections[at].next
     if before == NONE:
-        w.wait_head = c.next
+        waiting.head = c.next
     else:
         w.connections[before].next = c.next
-    if w.wait_tail == me:
-        w.wait_tail = before
-    c.flags &= ~<uint32_t> F_WAIT_BUFFER
+    if waiting.tail == me:
+        waiting.tail = before
+    c.waits = WAIT_NOTHING
+    w.waiters -= 1
 
 
-cdef inline void wait_over(Worker *w, Connection *c) noexcept nogil:
-    """c got on, perhaps before its turn came."""
-    if c.flags & F_WAIT_BUFFER:
-        wait_remove(w, c)
-
-
-cdef void wake_buffer_waiter(Worker *w) noexcept nogil:
-    cdef Connection *c = w.connections + w.wait_head
-    wait_remove(w, c)
-    run_later(w, c)
+cdef void wake_buffer_waiters(Worker *w) noexcept nogil:
+    """Lets as many go on as there is room for, in the order of their coming. Asked once per loop turn rather than when
+    a buffer is given back: one that was woken and found another way then keeps nobody from being woken."""
+    cdef uint32_t used = w.buffers_used, units
+    cdef Connection *c
+    cdef uint8_t what
+    for what in range(WAIT_HEAD, WAIT_LISTS):
+        units = buffer_units(LARGE_BUFFER if what == WAIT_LARGE_HEAD else SMALL_BUFFER)
+        while w.waiting[what].head != NONE:
+            if used + units > buffer_share(w, what):
+                break
+            used += units
+            c = w.connections + w.waiting[what].head
+            wait_over(w, c)
+            run_later(w, c)
 
 
 cdef inline void buffer_drop(Worker *w, Connection *c) noexcept nogil:
@@ -148,8 +160,7 @@ cdef void connection_close(Worker *w, Connection *c) noexcept nogil:
     """Frees everything the connection holds and closes its socket. Its peer, if any, must be unlinked by the caller."""
     if c.flags & F_QUEUED:
         run_remove(w, c)
-    if c.flags & F_WAIT_BUFFER:
-        wait_remove(w, c)
+    wait_over(w, c)
     timer_unlink(w, c)
     if is_downstream(c):
         w.listeners[c.listener].open -= 1
@@ -164,7 +175,7 @@ cdef void connection_close(Worker *w, Connection *c) noexcept nogil:
         if c.flags & F_COUNTED:
             w.inflight[c.address] -= 1
     close(c.fd)
-    c.kind = CONN_FREE          # before the buffer: giving it back may wake a waiter, and this one is none any more
+    c.kind = CONN_FREE
     buffer_drop(w, c)
     pipe_drop(w, c)
     c.fd = -1
@@ -172,9 +183,6 @@ cdef void connection_close(Worker *w, Connection *c) noexcept nogil:
     c.next = w.free_head
     w.free_head = index_of(w, c)
     w.live -= 1
-    # This one may have been woken for a buffer that it did not take.
-    if w.wait_head != NONE and w.buffers_used < w.settings[SET_BUFFERS]:
-        wake_buffer_waiter(w)
 
 
 cdef void reset_on_close(Connection *c) noexcept nogil:

@@ -24,9 +24,9 @@ cdef int room_for_head(Worker *w, Connection *c) noexcept nogil:
     """Makes room behind c.end for more of a head. 1: there is room, 0: waiting for a buffer, -1: it is too long."""
     cdef Buffer *larger
     if c.buffer == NULL:
-        c.buffer = buffer_take(w, SMALL_BUFFER)
+        c.buffer = buffer_take(w, SMALL_BUFFER, buffer_share(w, WAIT_HEAD))
         if c.buffer == NULL:
-            wait_for_buffer(w, c)
+            wait_for_buffer(w, c, WAIT_HEAD)
             return 0
         c.start = c.end = HEADROOM
         wait_over(w, c)
@@ -37,9 +37,9 @@ cdef int room_for_head(Worker *w, Connection *c) noexcept nogil:
         if c.start == HEADROOM:
             if c.buffer.size == LARGE_BUFFER:
                 return -1
-            larger = buffer_take(w, LARGE_BUFFER)
+            larger = buffer_take(w, LARGE_BUFFER, buffer_share(w, WAIT_LARGE_HEAD))
             if larger == NULL:
-                wait_for_buffer(w, c)
+                wait_for_buffer(w, c, WAIT_LARGE_HEAD)
                 return 0
             wait_over(w, c)
         memmove(buffer_data(larger) + HEADROOM, buffer_data(c.buffer) + c.start, c.end - c.start)

@@ -176,6 +176,8 @@ cdef int loop_run(Worker *w) noexcept nogil:
         events_run(w, events, count)
         timers_run(w)
         run_queue(w)
+        if w.waiters:
+            wake_buffer_waiters(w)
         if not w.accepting and w.now_ms >= w.accept_again_ms and has_room(w):
             w.accepting = True
             listeners_sync(w)
@@ -196,7 +198,9 @@ cdef int worker_open(Worker *w) noexcept nogil:
     w.addresses = <const Address *> (w.shm.table + w.shm.head.addresses)
     w.max_connections = w.shm.live.max_connections
     w.connections = (<Connection *> (w.shm.state + w.shm.live.connections)) + <size_t> w.slot * w.max_connections
-    w.free_head = w.run_head = w.run_tail = w.wait_head = w.wait_tail = NONE
+    w.free_head = w.run_head = w.run_tail = NONE
+    for i in range(WAIT_LISTS):
+        w.waiting[i].head = w.waiting[i].tail = NONE
     w.accepting = True
     for i in range(WHEEL_SLOTS):
         w.wheel[i] = NONE

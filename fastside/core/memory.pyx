@@ -11,10 +11,17 @@ cdef inline uint32_t buffer_units(uint32_t size) noexcept nogil:
     return size // SMALL_BUFFER
 
 
-cdef Buffer *buffer_take(Worker *w, uint32_t size) noexcept nogil:
-    """A free buffer of SMALL_BUFFER or LARGE_BUFFER bytes, or NULL when the worker's share is used up."""
+cdef inline uint32_t buffer_share(const Worker *w, uint8_t what) noexcept nogil:
+    """How many units may be in use when one is taken for WAIT_* what. A stream whose reader stands still keeps its
+    buffer, so streams leave a quarter for heads: however many there are, other requests are served."""
+    cdef uint32_t all = w.settings[SET_BUFFERS]
+    return all - all // 4 if what == WAIT_STREAM else all
+
+
+cdef Buffer *buffer_take(Worker *w, uint32_t size, uint32_t share) noexcept nogil:
+    """A free buffer of SMALL_BUFFER or LARGE_BUFFER bytes, or NULL when with it more than share units were in use."""
     cdef Buffer *buffer
-    if w.buffers_used + buffer_units(size) > w.settings[SET_BUFFERS]:
+    if w.buffers_used + buffer_units(size) > share:
         return NULL
     if size == SMALL_BUFFER and w.small != NULL:
         buffer = w.small
@@ -35,8 +42,7 @@ cdef Buffer *buffer_take(Worker *w, uint32_t size) noexcept nogil:
 
 
 cdef void buffer_give(Worker *w, Buffer *buffer) noexcept nogil:
-    cdef uint32_t units = buffer_units(buffer.size)
-    w.buffers_used -= units
+    w.buffers_used -= buffer_units(buffer.size)
     w.block.counters[G_BUFFERS] = w.buffers_used
     if buffer.size == SMALL_BUFFER and w.small_free < KEEP_SMALL:
         buffer.next = w.small
@@ -48,9 +54,6 @@ cdef void buffer_give(Worker *w, Buffer *buffer) noexcept nogil:
         w.large_free += 1
     else:
         free(buffer)
-    while units and w.wait_head != NONE:
-        units -= 1
-        wake_buffer_waiter(w)
 
 
 cdef Pipe *pipe_take(Worker *w) noexcept nogil:

@@ -132,16 +132,18 @@ cdef inline ssize_t fill_buffer(Worker *w, Connection *src) noexcept nogil:
 
 
 cdef bint take_copy_buffer(Worker *w, Connection *src) noexcept nogil:
-    """An empty buffer for a stream: a large one when the stream proved bulky and is not spliced."""
-    if src.buffer != NULL and src.streak >= LARGE_BUFFER and src.buffer.size == SMALL_BUFFER:
-        buffer_drop(w, src)
+    """An empty buffer for a stream: a large one when the stream proved bulky, is not spliced and memory is plenty."""
+    cdef uint32_t share = buffer_share(w, WAIT_STREAM)
+    cdef bint bulky = src.streak >= LARGE_BUFFER
+    if src.buffer != NULL and (w.buffers_used > share or (bulky and src.buffer.size == SMALL_BUFFER)):
+        buffer_drop(w, src)             # perhaps a head's, which may take more than the streams' share
     if src.buffer == NULL:
-        if src.streak >= LARGE_BUFFER:
-            src.buffer = buffer_take(w, LARGE_BUFFER)
+        if bulky:
+            src.buffer = buffer_take(w, LARGE_BUFFER, w.settings[SET_BUFFERS] // 4)
         if src.buffer == NULL:
-            src.buffer = buffer_take(w, SMALL_BUFFER)
+            src.buffer = buffer_take(w, SMALL_BUFFER, share)
         if src.buffer == NULL:
-            wait_for_buffer(w, src)
+            wait_for_buffer(w, src, WAIT_STREAM)
             return False
     src.start = src.end = HEADROOM
     wait_over(w, src)

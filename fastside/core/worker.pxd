@@ -46,7 +46,6 @@ cdef enum:                      # Connection.flags
     F_DONE = 32                 # the message this side sends is complete (it may not all be forwarded yet)
     F_SENT = 64                 # ... and forwarded. Opaque: FIN passed on
     F_QUEUED = 128              # on the run queue
-    F_WAIT_BUFFER = 256
     F_CLOSE = 512               # downstream: close after this response. upstream: not reusable
     F_COMMITTED = 1024          # downstream: a byte of the request may have reached the server
     F_ANSWERED = 2048           # downstream: a byte of the final response was forwarded
@@ -58,6 +57,17 @@ cdef enum:                      # Connection.flags
     F_REUSED = 131072           # upstream: it carried an earlier request
     F_HEAD_TIMED = 262144       # downstream: the header timeout runs
     F_SOCKET = F_READABLE | F_WRITABLE | F_RDHUP | F_GONE | F_WATCH_OUT | F_TIMED | F_QUEUED    # outlive a message
+
+cdef enum:                      # Connection.waits
+    WAIT_NOTHING = 0
+    WAIT_HEAD                   # for a small buffer for a head
+    WAIT_LARGE_HEAD             # for a large one
+    WAIT_STREAM                 # for a small buffer for a body or an opaque stream
+    WAIT_LISTS
+
+cdef struct WaitList:
+    uint32_t head
+    uint32_t tail
 
 cdef struct Listener:
     int32_t fd[64]              # by slot, -1 = none
@@ -114,8 +124,8 @@ cdef struct Worker:
     uint32_t run_head
     uint32_t run_tail
     uint32_t run_count
-    uint32_t wait_head          # connections that wait for a buffer
-    uint32_t wait_tail
+    WaitList waiting[4]         # connections that wait for a buffer, by WAIT_*
+    uint32_t waiters
     Buffer *small
     Buffer *large
     Pipe *pipes
