@@ -1,6 +1,7 @@
 include "core/linux.pxd"
 include "core/native.pxd"
 include "core/http1.pxd"
+include "core/frame.pxd"
 include "core/shm.pxd"
 include "core/writer.pxd"
 include "core/connection.pxd"
