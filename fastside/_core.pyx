@@ -3,6 +3,8 @@
 
 include "core/settings.pyx"
 include "core/http1.pyx"
+include "core/frame.pyx"
+include "core/bolt.pyx"
 include "core/table.pyx"
 include "core/writer.pyx"
 include "core/balance.pyx"
