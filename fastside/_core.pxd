@@ -1,6 +1,7 @@
 include "core/linux.pxd"
 include "core/native.pxd"
 include "core/http1.pxd"
+include "core/sniff.pxd"
 include "core/frame.pxd"
 include "core/bolt.pxd"
 include "core/shm.pxd"
