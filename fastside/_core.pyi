@@ -6,6 +6,7 @@ from typing import Any, final
 SETTINGS: tuple[str, ...]
 DIRECTIONS: tuple[str, ...]
 PROTOCOLS: tuple[str, ...]
+SERVICE_FLAGS: tuple[str, ...]
 BALANCES: tuple[str, ...]
 WORKER_STATES: tuple[str, ...]
 KIND_NAMES: tuple[str, ...]

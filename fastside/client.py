@@ -106,8 +106,9 @@ class Client:
     ) -> Registration:
         """Publish what listens on address:port of this machine as a service. Several ports share a service's calls.
 
-        protocol: "http" or "tcp". weight: 1 to 10000, the share of the calls. lease: seconds, 1 to 86400, after which
-        the publication ends unless it is renewed; None: it is withdrawn while the port does not answer.
+        protocol: "http", "tcp", "bolt", "dubbo" or "tls". weight: 1 to 10000, the share of the calls. lease: seconds,
+        1 to 86400, after which the publication ends unless it is renewed; None: it is withdrawn while the port does not
+        answer.
         """
         body = _publish_body(service, port, address, protocol, weight, lease)
         return _registration(self._call("publish", body), port, lease)

@@ -44,7 +44,10 @@ Workers = Annotated[
     Annotated[int, Meta(ge=1, le=64)] | Literal["auto"], Meta(description="auto or a number from 1 to 64")
 ]
 Direction = Literal["inbound", "outbound"]
-Protocol = Literal["http", "tcp"]
+Protocol = Literal["http", "tcp", "bolt", "dubbo", "tls"]
+"""What a service speaks. Of tls only the server name is read; it is passed through as it is."""
+ListenerProtocol = Literal["http", "tcp", "bolt", "dubbo", "tls", "auto"]
+"""auto: each connection says by its first bytes which of the others it speaks."""
 Balance = Literal["round_robin", "least_request", "consistent_hash"]
 
 
@@ -62,9 +65,9 @@ class Listener(Section, frozen=True, kw_only=True):
     name: str
     direction: Direction
     bind: Bind
-    protocol: Protocol = "http"
+    protocol: ListenerProtocol = "auto"
     service: ServiceName = ""
-    """Where everything goes that a tcp listener accepts."""
+    """Where everything goes that a tcp listener accepts, or that an auto listener cannot tell the protocol of."""
     service_header: Token = ""
     """An HTTP header that names the service; Host counts where it is absent."""
 
@@ -94,6 +97,8 @@ class StaticEndpoint(Section, frozen=True, kw_only=True):
 class ServicePolicy(Section, frozen=True, kw_only=True):
     """How calls to one service are made."""
 
+    protocol: Protocol | None = None
+    """Of a service with endpoints here; None = tcp if a listener passes everything to it, else http."""
     balance: Balance = "round_robin"
     hash_by: HashBy = "source"
     """For consistent_hash: the caller's address, or the value of a request header."""
@@ -323,8 +328,8 @@ def parse_service(value: object) -> str:
     """Return the name of a service, in lower case. Raises ValueError if it is not one."""
     if not isinstance(value, str):
         raise ValueError(f"YAML reads `{value}` as something other than text; put the service's name in quotes")
-    if not re.fullmatch(r"[a-zA-Z0-9._:@/-]{1,255}", value, re.ASCII):
-        raise ValueError(f"`{value}` is not a service name; use 1 to 255 of a-z 0-9 . _ : @ / -")
+    if not re.fullmatch(r"[a-zA-Z0-9._:@/$-]{1,255}", value, re.ASCII):
+        raise ValueError(f"`{value}` is not a service name; use 1 to 255 of a-z 0-9 . _ : @ / $ -")
     return value.lower()
 
 
@@ -468,13 +473,15 @@ def _unsound_listeners(config: Config) -> Iterator[tuple[str, str]]:
         if listener.name in seen:
             yield f"{key}.name", f"two listeners are called `{listener.name}`; give each its own name"
         seen.add(listener.name)
-        if listener.protocol == "tcp":
-            if not listener.service:
-                yield key, "a tcp listener needs `service`: the bytes do not say where they go"
-            if listener.service_header:
-                yield f"{key}.service_header", "only an http listener can read a header; remove it or use protocol http"
-        elif listener.service:
-            yield f"{key}.service", "only for tcp; an http listener takes the service from Host or from service_header"
+        if listener.protocol == "tcp" and not listener.service:
+            yield key, "a tcp listener needs `service`: the bytes do not say where they go"
+        if listener.service and listener.protocol not in ("tcp", "auto"):
+            yield (
+                f"{key}.service",
+                f"only for tcp and auto; what a {listener.protocol} listener takes names its service",
+            )
+        if listener.service_header and listener.protocol not in ("http", "auto"):
+            yield f"{key}.service_header", "only an http or auto listener can read a header; remove it"
 
 
 def _unsound_binds(config: Config) -> Iterator[tuple[str, str]]:
@@ -498,6 +505,7 @@ def _overlap(bind: str, other: str) -> bool:
 
 
 def _unsound_services(config: Config) -> Iterator[tuple[str, str]]:
+    opaque = {listener.service for listener in config.listeners if listener.direction == "outbound"}
     own = [(listener.name, *host_port(listener.bind)) for listener in config.listeners]
     names: set[str] = set()
     for name, policy in config.services.items():
@@ -509,6 +517,13 @@ def _unsound_services(config: Config) -> Iterator[tuple[str, str]]:
         if name.lower() in names:
             yield key, "given twice, in different case; services are compared in lower case"
         names.add(name.lower())
+        if policy.protocol is not None and not policy.endpoints:
+            yield (
+                f"{key}.protocol",
+                "only for `endpoints`; who publishes or subscribes to the service says it otherwise",
+            )
+        if policy.protocol not in (None, "tcp") and name.lower() in opaque:
+            yield f"{key}.protocol", "a listener passes everything to this service, so it is tcp"
         if policy.hash_by != "source" and policy.balance != "consistent_hash":
             yield f"{key}.hash_by", "only consistent_hash looks at it; set `balance: consistent_hash` or remove it"
         seen: set[str] = set()

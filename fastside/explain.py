@@ -116,7 +116,7 @@ class _Answer:
 def _listener(asked: Question, config: Config) -> Listener:
     for listener in config.listeners:
         if asked.listener is None:
-            if (listener.direction, listener.protocol) == (asked.direction, "http"):
+            if listener.direction == asked.direction and listener.protocol in ("http", "auto"):
                 return listener
         elif listener.name == asked.listener:
             return listener

@@ -30,7 +30,7 @@ KEEPALIVE = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 15, socket.TCP_KEEPC
 """Seconds, seconds, probes: a vanished peer is noticed after two minutes."""
 
 DIRECTIONS = ("outbound", "inbound")  # in the order of OUTBOUND, INBOUND in core/shm.pxd
-PROTOCOLS = ("http", "tcp")  # in the order of PROTOCOL_HTTP, PROTOCOL_TCP
+PROTOCOLS = ("http", "tcp", "bolt", "dubbo", "tls", "auto")  # in the order of PROTOCOL_HTTP and so on
 
 
 class ListenError(Exception):

@@ -127,6 +127,8 @@ class Workers:
             "protocol": "http",
             "balance": "round_robin",
             "retry": False,
+            "single": False,
+            "grouped": False,
             "request_ms": 0,
             "endpoints": [[*endpoint, 1][:3] for endpoint in endpoints],
         }

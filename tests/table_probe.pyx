@@ -55,7 +55,7 @@ def stress_update(uint32_t number, uint32_t version):
     """The update whose record check_record accepts: every part of it follows from its number and version."""
     return {
         "op": "put", "direction": "outbound", "service": f"service-{number}", "protocol": "http",
-        "balance": "round_robin", "retry": False, "request_ms": version,
+        "balance": "round_robin", "retry": False, "single": False, "grouped": False, "request_ms": version,
         "endpoints": [[f"10.{number}.{version >> 8 & 255}.{version & 255}", 1000 + i, 1 + (i + version) % 5]
                       for i in range(version % 9)],
     }

@@ -39,6 +39,8 @@ def put(service: str, endpoints: list[list[Any]], **changes: Any) -> dict[str, A
         "protocol": "http",
         "balance": "round_robin",
         "retry": False,
+        "single": False,
+        "grouped": False,
         "request_ms": 0,
         "endpoints": endpoints,
         **changes,

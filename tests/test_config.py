@@ -44,6 +44,7 @@ services:
     hash_by: "header:X-User"
     retry: idempotent
     request_timeout: 1.5
+    protocol: bolt
     endpoints: ["10.0.0.1:80", {address: "10.0.0.2:80", weight: 3}]
 timeouts: {connect: 250ms, header: 10s, request: 1m, keepalive: 5m, idle: 1h, half_close: 30s, pool_idle: 4s}
 limits: {connections: 1024, head_bytes: 32KiB, headers: 100, buffer_memory: 64MiB, pool_per_endpoint: 0,
@@ -87,6 +88,7 @@ def test_every_key(tmp_path: Path) -> None:
         Listener(name="inbound", direction="inbound", bind="0.0.0.0:20881"),
     ]
     policy = config.services["svc-a"]
+    assert policy.protocol == "bolt"
     assert policy.hash_by == "header:x-user"
     assert policy.request_timeout == 1.5
     assert policy.endpoints == [StaticEndpoint(address="10.0.0.1:80"), StaticEndpoint(address="10.0.0.2:80", weight=3)]
@@ -217,10 +219,15 @@ def test_the_settings_are_those_of_the_data_path() -> None:
         ),
         ("listeners: [{name: inbound, bind: '0.0.0.0:20882'}]", "(listener `outbound`) is taken by listener `inbound`"),
         ("listeners: [{name: inbound, protocol: tcp}]", "a tcp listener needs `service`"),
-        ("listeners: [{name: inbound, service: a}]", "listeners[0].service: only for tcp"),
+        ("listeners: [{name: inbound, protocol: bolt, service: a}]", "listeners[0].service: only for tcp and auto"),
+        ("listeners: [{name: inbound, protocol: http, service: a}]", "listeners[0].service: only for tcp and auto"),
+        (
+            "listeners: [{name: inbound, protocol: udp}]",
+            "`udp` is not one of the choices; use one of auto, bolt, dubbo",
+        ),
         (
             "listeners: [{name: inbound, protocol: tcp, service: a, service_header: x}]",
-            "listeners[0].service_header: only an http listener can read a header",
+            "listeners[0].service_header: only an http or auto listener can read a header",
         ),
         ("listeners: [{name: inbound, service_header: 'x y'}]", "`x y` is not the name of a header"),
         ("listeners: [{name: inbound, protocol: tcp, service: 'a b'}]", "`a b` is not a service name"),
@@ -231,6 +238,12 @@ def test_the_settings_are_those_of_the_data_path() -> None:
         ("services: {a: {hash_by: 'header:x'}}", "services.a.hash_by: only consistent_hash looks at it"),
         ("services: {a: {hash_by: cookie}}", "`cookie` is neither `source` nor `header:NAME`"),
         ("services: {a: {balance: random}}", "`random` is not one of the choices; use one of consistent_hash, "),
+        ("services: {a: {protocol: bolt}}", "services.a.protocol: only for `endpoints`"),
+        (
+            "{listeners: [{name: outbound, service: a}], services: {A: {protocol: bolt, endpoints: ['1.2.3.4:5']}}}",
+            "services.A.protocol: a listener passes everything to this service, so it is tcp",
+        ),
+        ("services: {a: {protocol: auto, endpoints: ['1.2.3.4:5']}}", "services.a.protocol: `auto` is not one of"),
         ("services: {a: {endpoints: [{weight: 2}]}}", "services.a.endpoints[0]: `address` is missing; say IP:PORT"),
         ("services: {a: {endpoints: [localhost:80]}}", "1:28: services.a.endpoints[0]: `localhost` is not an IP"),
         ("services: {a: {endpoints: ['1.2.3.4:5', '1.2.3.4:5']}}", "is listed twice; give it a weight instead"),

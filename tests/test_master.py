@@ -40,7 +40,7 @@ class TestStart:
             f"pid {sidecar.pid}",
             f"  configuration  {sidecar.config_path}",
             "  workers        2: as configured",
-            f"  outbound       127.0.0.1:{sidecar.outbound_port} (outbound http)",
+            f"  outbound       127.0.0.1:{sidecar.outbound_port} (outbound auto)",
             f"  API            {sidecar.api}",
             "  registry       its own, in this sidecar",
             "from 0 s connections close when idle or at their next response; at 5 s what is left is cut",

@@ -69,6 +69,8 @@ def test_put_and_lookup_give_the_same() -> None:
         balance="hash_header",
         hash_header="X-User",
         retry=True,
+        single=True,
+        grouped=True,
         request_ms=1234,
     )
     assert table.apply([update]) == 1
@@ -189,11 +191,12 @@ GOOD = put("svc-a", [["10.0.0.1", 80, 1]])
         ({**GOOD, "service": "ä" * 128}, "a service name has 1 to 255 bytes, not 256"),
         ({**GOOD, "service": 5}, "updates[1]: outbound: service: a name is missing"),
         ({**GOOD, "service": "\ud800"}, "surrogates not allowed"),
-        ({**GOOD, "protocol": "udp"}, "updates[1]: outbound 'svc-a': protocol: 'udp' is unknown; use one of http, tcp"),
+        ({**GOOD, "protocol": "udp"}, "updates[1]: outbound 'svc-a': protocol: 'udp' is unknown; use one of http"),
         ({**GOOD, "balance": None}, "balance: None is unknown; use one of round_robin, least_request, hash_source"),
         ({**GOOD, "balance": "hash_header"}, "hash_header: None is not a header name"),
         ({**GOOD, "balance": "hash_header", "hash_header": "a b"}, "hash_header: 'a b' is not a header name"),
         ({**GOOD, "retry": 1}, "retry: 1 given; use true or false"),
+        ({**GOOD, "single": None}, "single: None given; use true or false"),
         ({**GOOD, "request_ms": 1 << 31}, "request_ms 2147483648 is out of range; use 0..2147483647"),
         ({**GOOD, "request_ms": 1 << 100}, "request_ms 1267650600228229401496703205376 is out of range"),
         ({**GOOD, "request_ms": True}, "request_ms: True given; a whole number from 0 to 2147483647 is needed"),
@@ -423,9 +426,11 @@ PUTS = st.builds(
     st.sampled_from(NAMES),
     ENDPOINTS,
     direction=st.sampled_from(["outbound", "inbound"]),
-    protocol=st.sampled_from(["http", "tcp"]),
+    protocol=st.sampled_from(_core.PROTOCOLS),
     balance=st.sampled_from(["round_robin", "least_request", "hash_source"]),
     retry=st.booleans(),
+    single=st.booleans(),
+    grouped=st.booleans(),
     request_ms=st.integers(0, 9),
 )
 DELETES = st.builds(delete, st.sampled_from(NAMES), st.sampled_from(["outbound", "inbound"]))

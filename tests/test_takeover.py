@@ -203,8 +203,48 @@ def test_a_tcp_service_needs_listeners_of_its_own(sidecar):
         with Raw(("127.0.0.1", outside)) as raw:
             raw.send(b"PING")
             assert raw.read(4) == b"PING"
-        with pytest.raises(ApiError, match="tcp listener in the configuration"):
+        with pytest.raises(ApiError, match="by a listener in the configuration"):
             client.unsubscribe("redis")
+
+
+# The listener for a protocol
+
+
+@pytest.mark.parametrize("protocol", ["http", "bolt", "dubbo", "tls"])
+def test_the_default_listeners_carry_every_protocol_that_names_its_services(shared, protocol):
+    name = f"com.x.{protocol}$Inner:1.0"
+    with Origin() as origin:
+        shared.client.publish(name, origin.port, protocol=protocol)
+        address = shared.client.subscribe(name, protocol=protocol).address
+        assert address == f"127.0.0.1:{shared.outbound_port}"
+        assert [one["protocol"] for one in published(shared, name.lower())] == [protocol]
+        records = AdminClient(str(shared.admin_socket)).get(f"/services?service={name}")["services"]
+        assert {one["direction"]: one["protocol"] for one in records} == {"inbound": protocol, "outbound": protocol}
+        shared.client.unpublish(name, origin.port)
+        shared.client.unsubscribe(name)
+
+
+def test_a_listener_for_one_protocol_is_preferred_and_opaque_bytes_need_a_service(sidecar):
+    outbound, bolt = (f"127.0.0.1:{port}" for port in (sidecar.outbound_port, free_port()))
+    sidecar.configure(
+        {
+            "listeners": [
+                {"name": "outbound", "direction": "outbound", "bind": outbound, "service": "db"},
+                {"name": "bolt", "direction": "outbound", "bind": bolt, "protocol": "bolt"},
+            ],
+            "services": {"fixed": {"protocol": "dubbo", "endpoints": ["127.0.0.1:1"]}},
+        }
+    )
+    sidecar.cli("reload")
+    client = sidecar.client
+    assert client.subscribe("com.x.A:1.0", protocol="bolt").address == bolt
+    assert client.subscribe("com.x.B", protocol="dubbo").address == outbound
+    assert client.subscribe("db", protocol="tcp").address == outbound
+    assert client.subscribe("fixed", protocol="dubbo").address == outbound
+    with pytest.raises(ApiError, match="fixed is configured with protocol dubbo"):
+        client.subscribe("fixed", protocol="bolt")
+    with pytest.raises(ApiError, match="no outbound tcp listener for other"):
+        client.subscribe("other", protocol="tcp")
 
 
 # Refusals

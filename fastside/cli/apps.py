@@ -33,6 +33,15 @@ def _api_option(command: Command) -> Command:
     )(config_option(command))
 
 
+_protocol_option = click.option(
+    "--protocol",
+    type=click.Choice(["http", "tcp", "bolt", "dubbo", "tls"]),
+    default="http",
+    show_default=True,
+    help="What the service speaks.",
+)
+
+
 @contextmanager
 def _client(api: str | None, config_path: Path | None) -> Iterator[Client]:
     """A client of the sidecar that is meant; its errors end the command."""
@@ -52,7 +61,7 @@ def _client(api: str | None, config_path: Path | None) -> Iterator[Client]:
 @click.argument("service")
 @click.option("--port", type=click.IntRange(1, 65535), required=True, help="Where the application listens.")
 @click.option("--address", default="127.0.0.1", show_default=True, help="Where the application listens.")
-@click.option("--protocol", type=click.Choice(["http", "tcp"]), default="http", show_default=True)
+@_protocol_option
 @click.option("--weight", type=click.IntRange(1, 10000), default=1, show_default=True, help="Share of the calls.")
 @click.option(
     "--lease",
@@ -98,7 +107,7 @@ def unpublish(service: str, port: int, api: str | None, config_path: Path | None
 
 @click.command()
 @click.argument("service")
-@click.option("--protocol", type=click.Choice(["http", "tcp"]), default="http", show_default=True)
+@_protocol_option
 @_api_option
 @output_option
 def subscribe(service: str, protocol: str, api: str | None, config_path: Path | None, output: str) -> None:

@@ -25,6 +25,8 @@ cdef enum:
     HASH_SOURCE = 2             # Maglev over the downstream's address
     HASH_HEADER = 3             # Maglev over a request header
     SERVICE_RETRY = 1           # flags of a service: an idempotent request may be sent again after a reset
+    SERVICE_SINGLE = 2          # inbound: every service of its protocol is at one and the same address
+    SERVICE_GROUPED = 4         # Dubbo: the service exists with a group too (group/interface[:version])
     ADDRESS_LOOP = 1            # flags of an address: it is one of this sidecar's own listeners
 
 cdef enum:                      # indices into the settings array, in the order of SETTINGS (settings.pyx)

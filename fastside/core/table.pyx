@@ -39,7 +39,8 @@ cdef uint64_t STATE_MAGIC = 0x3130455441545346  # "FSTATE01"
 cdef uint64_t ASLEEP = ~<uint64_t> 0             # epoch_seen of a worker that follows no link
 
 DIRECTIONS = ("outbound", "inbound")
-PROTOCOLS = ("http", "tcp")
+PROTOCOLS = ("http", "tcp", "bolt", "dubbo", "tls")
+SERVICE_FLAGS = ("retry", "single", "grouped")  # in the order of their bits
 BALANCES = ("round_robin", "least_request", "hash_source", "hash_header")
 WORKER_STATES = ("down", "starting", "ready", "draining", "done")
 
@@ -129,7 +130,7 @@ cdef int copy_head(const Shm *shm, uint64_t offset, Snapshot *copy) noexcept nog
     fs_fence()  # only the copy is looked at from here on: the original may change meanwhile
     text_len = copy.service.key_len + copy.service.hash_header_len
     if (copy.service.key_len == 0 or copy.service.key_len > MAX_KEY or copy.service.hash_header_len > MAX_KEY
-            or copy.service.direction > INBOUND or copy.service.protocol > PROTOCOL_TCP
+            or copy.service.direction > INBOUND or copy.service.protocol > PROTOCOL_TLS
             or copy.service.policy > HASH_HEADER or not inside(shm, offset, sizeof(Service) + text_len)):
         return DAMAGED
     memcpy(copy.text, (<Service *> (shm.table + offset)).text, text_len)
@@ -233,6 +234,10 @@ cdef int check_result(int result, object direction, object name) except -1:
     if result == NO_MEMORY:
         raise MemoryError()
     return 0
+
+
+cdef dict flag_names(uint8_t flags):
+    return {name: bool(flags >> bit & 1) for bit, name in enumerate(SERVICE_FLAGS)}
 
 
 cdef int direction_of(object direction) except -1:
@@ -420,8 +425,8 @@ cdef class Table:
         """Applies a batch, all of it or nothing. Returns the new version.
 
         An update is a dict: {"op": "put", "direction", "service", "protocol", "balance", "hash_header" (needed for
-        hash_header balancing), "retry", "request_ms", "endpoints": [[ip, port, weight], ...]} makes or replaces a
-        service, {"op": "del", "direction", "service"} removes one (also when it is not there),
+        hash_header balancing), "retry", "single", "grouped", "request_ms", "endpoints": [[ip, port, weight], ...]}
+        makes or replaces a service, {"op": "del", "direction", "service"} removes one (also when it is not there),
         {"op": "settings", "values": {name: number}} changes some settings, {"op": "listeners", "addresses":
         [[ip, port], ...]} names the sidecar's own listeners. Of two updates of one service in a batch the later counts.
 
@@ -516,7 +521,7 @@ cdef class Table:
                 below = endpoint.cumulative_weight
             found = {
                 "direction": direction, "service": service, "protocol": PROTOCOLS[copy.service.protocol],
-                "balance": BALANCES[copy.service.policy], "retry": bool(copy.service.flags & SERVICE_RETRY),
+                "balance": BALANCES[copy.service.policy], **flag_names(copy.service.flags),
                 "request_ms": copy.service.request_ms, "endpoints": endpoints, "sid": copy.service.sid,
                 "stat_slot": copy.service.stat_slot,
             }

@@ -23,7 +23,7 @@ cdef enum:
     ADDRESS_KEY = 19            # bytes at the start of an Address that identify it: ip, port, family
 
 _PUT_KEYS = frozenset(
-    ("op", "direction", "service", "protocol", "balance", "hash_header", "retry", "request_ms", "endpoints"))
+    ("op", "direction", "service", "protocol", "balance", "hash_header", *SERVICE_FLAGS, "request_ms", "endpoints"))
 _TOKEN = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz")
 
 
@@ -407,16 +407,14 @@ cdef class Writer:
 
     cdef int prepare_record(self, dict update, Change *change) except -1:
         cdef object endpoints = update.get("endpoints")
-        cdef object retry = update.get("retry")
         cdef uint8_t protocol = choice(update, "protocol", PROTOCOLS)
         cdef uint8_t policy = choice(update, "balance", BALANCES)
+        cdef uint8_t flags = flags_of(update)
         cdef uint32_t request_ms = number_of(update.get("request_ms"), "request_ms", 0, 0x7FFFFFFF)
         cdef bytes header = b""
         cdef uint32_t count, size_class = 0, maglev_size = 0
         cdef uint64_t endpoints_at, maglev_at, offset
         cdef Service *record
-        if type(retry) is not bool:
-            raise ValueError(f"retry: {retry!r} given; use true or false")
         if not PyList_CheckExact(endpoints) and not PyTuple_CheckExact(endpoints):
             raise ValueError("endpoints: a list of [ip, port, weight] is needed")
         if len(endpoints) > MAX_ENDPOINTS:
@@ -424,7 +422,7 @@ cdef class Writer:
         count = len(endpoints)
         if policy == HASH_HEADER:
             header = header_name(update.get("hash_header"))
-        if len(update) != (9 if "hash_header" in update else 8):
+        if len(update) != (11 if "hash_header" in update else 10):
             refuse_unknown(update, _PUT_KEYS)
         if policy == HASH_SOURCE or policy == HASH_HEADER:
             maglev_size = maglev_size_for(count)
@@ -440,7 +438,7 @@ cdef class Writer:
         record.direction = change.direction
         record.protocol = protocol
         record.policy = policy
-        record.flags = SERVICE_RETRY if retry else 0
+        record.flags = flags
         record.key_len = change.key_len
         record.hash_header_len = len(header)
         memcpy(record.text, change.key, change.key_len)
@@ -636,6 +634,16 @@ cdef int choice(dict update, str name, tuple known) except -1:
     if value not in known:
         raise ValueError(f"{name}: {value!r} is unknown; use one of {', '.join(known)}")
     return known.index(value)
+
+
+cdef int flags_of(dict update) except -1:
+    cdef int flags = 0
+    for bit, name in enumerate(SERVICE_FLAGS):
+        value = update.get(name)
+        if type(value) is not bool:
+            raise ValueError(f"{name}: {value!r} given; use true or false")
+        flags |= value << <int> bit
+    return flags
 
 
 cdef long number_of(object value, object name, long low, long high) except -1:

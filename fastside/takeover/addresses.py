@@ -39,13 +39,20 @@ def calling_address(config: Config, service: str, protocol: str) -> Address:
 
 
 def find_listener(config: Config, direction: str, service: str, protocol: str) -> Listener:
-    """The first listener that takes a service's connections. Raises TakeoverError with the lines that would add one."""
-    for listener in config.listeners:
-        if (listener.direction, listener.protocol) == (direction, protocol) and listener.service in ("", service):
-            return listener
+    """The listener that takes a service's connections: the first for its protocol alone, else the first for all.
+
+    Raises TakeoverError with the lines that would add one.
+    """
+    there = [one for one in config.listeners if one.direction == direction]
+    if protocol == "tcp":
+        there = [one for one in there if one.service == service]
+    for accepted in (protocol, "auto"):
+        for listener in there:
+            if listener.protocol == accepted:
+                return listener
     what = f"{direction} {protocol} listener"
     names = f"name: {service}-{direction}, direction: {direction}, protocol: {protocol}"
-    if protocol == "http":
+    if protocol != "tcp":
         raise TakeoverError(
             409,
             f"this sidecar has no {what}",

@@ -6,13 +6,13 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 from aiohttp import web
 from msgspec import Meta
 
-from fastside.config import join_host_port, parse_service
+from fastside.config import Protocol, join_host_port, parse_service
 from fastside.desired import Key
 from fastside.master_link import MasterGone, Refused
 from fastside.registry import MAX_WEIGHT, BadRecord, parse_address
@@ -31,7 +31,6 @@ MAX_WATCHES = 1024
 MAX_BODY = 64 << 10
 
 Port = Annotated[int, Meta(ge=1, le=65535)]
-Protocol = Literal["http", "tcp"]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 

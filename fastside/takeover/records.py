@@ -18,6 +18,8 @@ def outbound_record(service: str, protocol: str, policy: ServicePolicy, endpoint
         "protocol": protocol,
         "balance": policy.balance,
         "retry": policy.retry == "idempotent",
+        "single": False,
+        "grouped": False,
         "request_ms": _request_ms(policy),
         "endpoints": _sorted(endpoints),
     }
@@ -38,6 +40,8 @@ def inbound_record(service: str, protocol: str, policy: ServicePolicy, endpoints
         "protocol": protocol,
         "balance": "least_request",
         "retry": False,
+        "single": False,
+        "grouped": False,
         "request_ms": _request_ms(policy),
         "endpoints": _sorted(endpoints),
     }

@@ -1,8 +1,8 @@
 """What the application calls: subscribed services, their endpoints in use, and the outbound routing records.
 
 Only what is subscribed to is watched in the registry, so that memory and work follow the application and not the size
-of the registry. A TCP outbound listener names its service in the configuration and counts as a subscription; a service
-with endpoints in the configuration needs none and is in no registry.
+of the registry. An outbound listener with a service in the configuration counts as a subscription; a service with
+endpoints in the configuration needs none and is in no registry.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Subscription:
     protocol: str
     view: View
     configured: bool = False
-    """It is there because of a tcp listener in the configuration."""
+    """It is there because of a listener in the configuration."""
     expiry: asyncio.TimerHandle | None = None
 
 
@@ -101,7 +101,7 @@ class Subscriptions:
         if subscription.configured:
             raise TakeoverError(
                 409,
-                f"{service} is subscribed to by a tcp listener in the configuration",
+                f"{service} is subscribed to by a listener in the configuration",
                 "remove that listener from the configuration, then reload",
             )
         self._remove(subscription)
@@ -188,14 +188,10 @@ class Subscriptions:
         return saved
 
     def reconfigure(self, config: Config) -> None:
-        """Take over a configuration: static endpoints, tcp listeners, policies, times."""
+        """Take over a configuration: static endpoints, listeners, policies, times."""
         self._config = config
         before, self._static = self._static, {name for name, policy in config.services.items() if policy.endpoints}
-        named = {
-            listener.service
-            for listener in config.listeners
-            if (listener.direction, listener.protocol) == ("outbound", "tcp")
-        } - self._static
+        named = self._passed_through() - self._static
         for subscription in list(self):
             if subscription.service in self._static or (subscription.configured and subscription.service not in named):
                 self._remove(subscription)
@@ -304,10 +300,11 @@ class Subscriptions:
         return self._config.services.get(service, ServicePolicy())
 
     def _static_protocol(self, service: str) -> str:
-        for listener in self._config.listeners:
-            if listener.direction == "outbound" and listener.service == service:
-                return listener.protocol
-        return "http"
+        return self._policy(service).protocol or ("tcp" if service in self._passed_through() else "http")
+
+    def _passed_through(self) -> set[str]:
+        """The services that listeners in the configuration pass everything to that does not name its own."""
+        return {one.service for one in self._config.listeners if one.direction == "outbound" and one.service}
 
     @staticmethod
     def _static_endpoints(policy: ServicePolicy) -> list[Endpoint]:
