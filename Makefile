@@ -34,7 +34,7 @@ format: .venv/installed-dev
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-# ARGS="--seconds 600" for longer
+# ARGS="bolt --seconds 600" for one parser, and longer
 fuzz: .venv/installed-dev
 	@$(SYSTEM) test
 	$(BIN)/python tests/fuzz/run.py $(ARGS)

@@ -1,5 +1,6 @@
 include "core/linux.pxd"
 include "core/native.pxd"
+include "core/names.pxd"
 include "core/http1.pxd"
 include "core/sniff.pxd"
 include "core/frame.pxd"

@@ -5,7 +5,7 @@ cdef enum:
 
 # Reads the fixed header at p[0:n]: every field of *f but those of bolt_route. FRAME_MORE, FRAME_OK or a reason.
 cdef int bolt_frame(const uint8_t *p, uint32_t n, Frame *f) noexcept nogil
-# f.service and f.method, from the header block; needs n >= f.front, else FRAME_MORE. A request without them is FRAME_OK.
+# f.service and f.method, from the header block; FRAME_MORE while n < f.front. A request without them is FRAME_OK.
 cdef int bolt_route(const uint8_t *p, uint32_t n, Frame *f) noexcept nogil
 # Puts an id into the frame whose fixed header is at p and was read into *f. Returns what must be XORed onto the CRC
 # trailer's number, 0 where there is none; content is not looked at.

@@ -1,5 +1,5 @@
-# SOFARPC's Bolt, versions 1 and 2. A frame is a fixed header, a class name, a header block of strings and content, which
-# is never looked at. Version 2 has two more bytes in the fixed header and may have a CRC-32 after the content.
+# SOFARPC's Bolt, versions 1 and 2. A frame is a fixed header, a class name, a header block of strings, and content that
+# is not looked at. Version 2 has two more bytes in the fixed header and may have a CRC-32 after the content.
 #
 # sofa-bolt reads the lengths as signed numbers and adds them up in 32 bits. What it would count differently is refused
 # here: frames of several callers share a connection, and one caller's must not change where another's begins.
@@ -186,10 +186,10 @@ cdef uint32_t crc_32(const uint8_t *p, uint32_t n) noexcept nogil:
     """Bit by bit: only for the few bytes of a frame of the sidecar's own."""
     cdef uint32_t crc = 0xFFFFFFFFU
     cdef uint32_t i
-    cdef uint32_t bit
+    cdef uint32_t _bit
     for i in range(n):
         crc ^= p[i]
-        for bit in range(8):
+        for _bit in range(8):
             crc = times_x(crc)
     return ~crc
 
@@ -269,8 +269,9 @@ cdef uint32_t bolt_status_slot(uint16_t status) noexcept nogil:
 
 
 BOLT_STATUSES = (
-    "SUCCESS", "ERROR", "SERVER_EXCEPTION", "UNKNOWN", "SERVER_THREADPOOL_BUSY", "ERROR_COMM", "NO_PROCESSOR", "TIMEOUT",
-    "CLIENT_SEND_ERROR", "CODEC_EXCEPTION", "CONNECTION_CLOSED", "SERVER_SERIAL_EXCEPTION", "SERVER_DESERIAL_EXCEPTION",
+    "SUCCESS", "ERROR", "SERVER_EXCEPTION", "UNKNOWN", "SERVER_THREADPOOL_BUSY", "ERROR_COMM", "NO_PROCESSOR",
+    "TIMEOUT", "CLIENT_SEND_ERROR", "CODEC_EXCEPTION",
+    "CONNECTION_CLOSED", "SERVER_SERIAL_EXCEPTION", "SERVER_DESERIAL_EXCEPTION",
     "OTHER",
 )
 assert len(BOLT_STATUSES) == BOLT_STATUS_SLOTS
@@ -282,8 +283,8 @@ def parse_bolt(data: bytes) -> dict:
     """Parses the Bolt frame that data begins with, of a request or one-way call also what it is routed by.
 
     Content need not be there. Returns {"need_more": True}; {"reject": one of FRAME_REASONS}; or protocol ("bolt"),
-    protocol_version (1 or 2), kind (one of FRAME_KINDS), id, length and front (bytes of the whole frame, and of it up to
-    the content), serialization, timeout_ms and status (or None), crc, service and method (or "").
+    protocol_version (1 or 2), kind (one of FRAME_KINDS), id, length (bytes of the whole frame), front (bytes up to the
+    content), serialization, timeout_ms and status (or None), crc, service and method (or "").
     """
     cdef const uint8_t *p = data
     cdef Frame f

@@ -1,5 +1,6 @@
-# One message of a multiplexed protocol (Bolt, Dubbo 2) as its codec sees it. Codecs are pure functions over a byte span:
-# they fill a Frame, patch an id in place, or write a small frame of the sidecar's own; no allocation, no I/O, no state.
+# One message of a multiplexed protocol (Bolt, Dubbo 2) as its codec sees it. Codecs are pure functions over a byte
+# span: they fill a Frame, patch an id in place, or write a small frame of the sidecar's own; no allocation, no I/O, no
+# state.
 
 cdef enum:                      # outcome of the functions below; values >= FRAME_BAD name the reason of a refusal
     FRAME_MORE = 0              # more bytes are needed

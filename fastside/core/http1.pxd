@@ -1,10 +1,6 @@
 # HTTP/1.1 framing (RFC 9112): pure functions over a byte span. They look at bytes and fill plain structs; no
 # allocation, no I/O, no state outside their arguments.
 
-cdef struct Span:
-    uint32_t start
-    uint32_t length
-
 cdef enum:                      # outcome of every parser below; values >= HTTP_REJECT name the reason of a refusal
     HTTP_NEED_MORE = 0
     HTTP_OK = 1

@@ -9,17 +9,10 @@
 
 cdef enum:
     MAX_WORKERS = 64
-    MAX_KEY = 255               # bytes of a service name
     MAX_ENDPOINTS = 65535       # of one service
     NONE = 0xFFFFFFFF           # no index
     OUTBOUND = 0                # direction of a listener and of a service record
     INBOUND = 1
-    PROTOCOL_HTTP = 0
-    PROTOCOL_TCP = 1
-    PROTOCOL_BOLT = 2
-    PROTOCOL_DUBBO = 3
-    PROTOCOL_TLS = 4            # passed through, routed by the server name of its first record
-    PROTOCOL_AUTO = 5           # listeners only: each connection says by its first bytes what it speaks
     ROUND_ROBIN = 0             # balancing policies
     LEAST_REQUEST = 1
     HASH_SOURCE = 2             # Maglev over the downstream's address
