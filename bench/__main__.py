@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -95,32 +96,61 @@ def main() -> None:
 @cells_option
 def report(rounds: int, seconds: float, workers: int, chosen: list[str], loads: list[str]) -> None:
     """Cost, throughput and latency of every cell."""
+    measured(chosen, [CELLS[name] for name in loads], workers, rounds, seconds)
+
+
+@main.command()
+@click.option("--rounds", default=5, show_default=True)
+@click.option("--seconds", default=2.0, show_default=True, help="of each round")
+def bolt(rounds: int, seconds: float) -> None:
+    """Bolt calls: fastside, which routes each, beside HAProxy's TCP mode and no forwarder."""
+    loads = [cell for name, cell in CELLS.items() if name.startswith("bolt-")]
+    samples = measured(["direct", "haproxy", "fastside"], loads, 1, rounds, seconds)
+
+    def ratio(cell: Cell, cost: Callable[[Sample], float]) -> str:
+        ours, theirs = (
+            median(cost(sample) for sample in cells.best(samples[cell.name, peer])) for peer in ("fastside", "haproxy")
+        )
+        return f"{ours / theirs:.2f}"
+
+    click.echo("CPU time per call, fastside / HAProxy\n")
+    table(
+        ["cell", "forwarder", "total"],
+        [[cell.name, ratio(cell, partial(Sample.cost, cell=cell)), ratio(cell, Sample.total_cost)] for cell in loads],
+    )
+
+
+def measured(
+    chosen: list[str], wanted: list[Cell], workers: int, rounds: int, seconds: float
+) -> dict[tuple[str, str], list[Sample]]:
+    """Measure cells against peers, print the figures and return the samples by (cell, peer)."""
     pinned = workers == 1
     with bench(pinned) as setting, started(setting, chosen, workers, FORWARDER_CPU if pinned else None) as running:
-        wanted = [CELLS[name] for name in loads]
         samples = cells.rounds(
             setting.place, wanted, running, setting.origin, rounds, seconds, LOAD_CPU if pinned else None
         )
 
-        def figures(title: str, peers: Sequence[str], show: Callable[[Cell, list[Sample]], str]) -> None:
-            click.echo(f"{title}\n")
-            table(
-                ["cell", *peers],
-                [
-                    [label(cell), *(show(cell, cells.best(samples[cell.name, peer])) for peer in peers)]
-                    for cell in wanted
-                ],
-            )
-
-        taken = [sample for each in samples.values() for sample in each]
-        click.echo(
-            f"{workers} worker(s), rounds of {seconds:g} s, median (lowest) of at least {rounds} rounds; "
-            f"{len(taken) - len(cells.quiet(taken))} of {len(taken)} runs were disturbed by other programs\n"
+    def figures(title: str, peers: Sequence[str], show: Callable[[Cell, list[Sample]], str]) -> None:
+        click.echo(f"{title}\n")
+        table(
+            ["cell", *peers],
+            [[label(cell), *(show(cell, cells.best(samples[cell.name, peer])) for peer in peers)] for cell in wanted],
         )
-        forwarders = [name for name in chosen if name != "direct"]
-        figures("CPU time of the forwarder: us per operation (s per GB)", forwarders, show_cost)
-        figures("Throughput: operations/s (GB/s)", chosen, show_throughput)
-        figures("Latency p50 / p99, us", chosen, show_latency)
+
+    taken = [sample for each in samples.values() for sample in each]
+    click.echo(
+        f"{workers} worker(s), rounds of {seconds:g} s, median (lowest) of at least {rounds} rounds; "
+        f"{len(taken) - len(cells.quiet(taken))} of {len(taken)} runs were disturbed by other programs\n"
+    )
+    figures(
+        "CPU time of the forwarder: us per operation (s per GB)",
+        [name for name in chosen if name != "direct"],
+        show_cost,
+    )
+    figures("CPU time of forwarder, load and backend: us per operation", chosen, show_total_cost)
+    figures("Throughput: operations/s (GB/s)", chosen, show_throughput)
+    figures("Latency p50 / p99, us", chosen, show_latency)
+    return samples
 
 
 def label(cell: Cell) -> str:
@@ -129,7 +159,14 @@ def label(cell: Cell) -> str:
 
 def show_cost(cell: Cell, samples: list[Sample]) -> str:
     costs = [sample.cost(cell) for sample in samples]
-    return f"{median(costs):.3f} ({min(costs):.3f})" if cell.by_volume else f"{median(costs):.1f} ({min(costs):.1f})"
+    return f"{median(costs):.3f} ({min(costs):.3f})"
+
+
+def show_total_cost(_cell: Cell, samples: list[Sample]) -> str:
+    if not samples[0].operations:
+        return "-"
+    costs = [sample.total_cost() for sample in samples]
+    return f"{median(costs):.3f} ({min(costs):.3f})"
 
 
 def show_throughput(cell: Cell, samples: list[Sample]) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench import measure
-from bench.peers import SERVICES, Origin, Peer
+from bench.peers import BOLT_SERVICES, SERVICES, Origin, Peer
 from bench.place import LOAD_CPU, Place
 from bench.tools import tool
 
@@ -29,10 +29,14 @@ class Cell:
     name: str
     what: str
     arguments: str
-    """Of bench/load.c."""
+    """Of the load generator."""
     port: Callable[[Peer], int]
     by_volume: bool = False
     """Cost counts per GB, not per operation."""
+    generator: str = "load"
+    """The load generator: bench/NAME.c."""
+    services: Sequence[str] = SERVICES
+    """What the load asks for in turn."""
 
 
 def _http(peer: Peer) -> int:
@@ -47,6 +51,15 @@ def _source(peer: Peer) -> int:
     return peer.ports.source
 
 
+def _bolt(peer: Peer) -> int:
+    return peer.ports.bolt
+
+
+def bolt_cell(name: str, what: str, arguments: str) -> Cell:
+    """Return a cell of Bolt calls of about 300 bytes, answered with 120."""
+    return Cell(name, what, arguments, _bolt, generator="bolt_load", services=BOLT_SERVICES)
+
+
 CELLS = {
     cell.name: cell
     for cell in (
@@ -58,6 +71,9 @@ CELLS = {
         Cell("tcp-pp", "ping-pong of 128 bytes, 64 connections", "-m pingpong -c 64 -b 128", _echo),
         Cell("tcp-bulk1", "one stream as fast as it goes", "-m bulk -c 1", _source, by_volume=True),
         Cell("tcp-bulk8", "8 streams as fast as they go", "-m bulk -c 8", _source, by_volume=True),
+        bolt_cell("bolt-64", "64 Bolt callers on one connection", "-k 64"),
+        bolt_cell("bolt-1000", "1,000 Bolt callers on one connection", "-k 1000"),
+        bolt_cell("bolt-rate", "open loop, 20,000 Bolt calls/s on one connection", "-k 1000 -r 20000"),
     )
 }
 
@@ -73,12 +89,18 @@ class Sample:
     p99_us: float
     cpu_us: float
     """CPU time of the forwarder's processes."""
+    total_us: float
+    """The same with the load generator's and the backend's."""
     noise: float
     """CPUs that something else used meanwhile."""
 
     def cost(self, cell: Cell) -> float:
         """Return the forwarder's CPU time: us per operation, or s per GB."""
         return self.cpu_us / 1e6 / self.gigabytes if cell.by_volume else self.cpu_us / self.operations
+
+    def total_cost(self) -> float:
+        """Return the CPU time of forwarder, load generator and backend together in us per operation."""
+        return self.total_us / self.operations
 
     def throughput(self, cell: Cell) -> float:
         """Return operations per second, or GB/s."""
@@ -88,8 +110,10 @@ class Sample:
 class Load:
     """A run of the load generator that has made its connections and waits."""
 
-    def __init__(self, place: Place, arguments: Sequence[str], port: int, cpu: int | None) -> None:
-        self._process = place.spawn([tool("load"), *arguments, str(port)], cpu)
+    def __init__(
+        self, place: Place, arguments: Sequence[str], port: int, cpu: int | None, generator: str = "load"
+    ) -> None:
+        self._process = place.spawn([tool(generator), *arguments, str(port)], cpu)
         self.pid = self._process.pid
         assert self._process.stdout is not None
         if self._process.stdout.readline() != "ready\n":
@@ -115,18 +139,20 @@ def run(place: Place, cell: Cell, peer: Peer, origin: Origin, *bound: str, cpu: 
     Raises RuntimeError on any failed or misrouted request: such a figure would mean nothing.
     """
     # Without a forwarder nothing routes: one service gets everything.
-    services = SERVICES if peer.pid else SERVICES[:1]
-    load = Load(place, [*cell.arguments.split(), *bound, "-s", ",".join(services)], cell.port(peer), cpu)
+    services = cell.services if peer.pid else cell.services[:1]
+    arguments = [*cell.arguments.split(), *bound, "-s", ",".join(services)]
+    load = Load(place, arguments, cell.port(peer), cpu, cell.generator)
     own = [peer.pid, origin.pid] if peer.pid else [origin.pid]
     before = [measure.cpu_ns(pid) for pid in own]
     load_before, busy_before = measure.cpu_ns(load.pid), measure.machine_busy_ns()
     figures = load.run()
     busy = measure.machine_busy_ns() - busy_before
     used = [measure.cpu_ns(pid) - ns for pid, ns in zip(own, before, strict=True)]
-    if figures["errors"] or figures["misrouted"]:
+    misrouted = figures.get("misrouted", 0)  # an answer to no Bolt call ends the generator
+    if figures["errors"] or misrouted:
         raise RuntimeError(
             f"{cell.name} through {peer.name}: {figures['errors']} errors ({figures['first_error']}), "
-            f"{figures['misrouted']} misrouted"
+            f"{misrouted} misrouted"
         )
     ours = sum(used) + figures["cpu_ns"] - load_before
     return Sample(
@@ -136,6 +162,7 @@ def run(place: Place, cell: Cell, peer: Peer, origin: Origin, *bound: str, cpu: 
         p50_us=figures["p50_us"],
         p99_us=figures["p99_us"],
         cpu_us=used[0] / 1e3 if peer.pid else 0.0,
+        total_us=ours / 1e3,
         noise=max(0.0, (busy - ours) / 1e9 / figures["seconds"]),
     )
 

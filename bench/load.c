@@ -31,11 +31,11 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "latency.h"
+
 enum { HEAD_MAX = 2048, READ_SIZE = 256 << 10, MAX_NAMES = 16, MAX_ERRORS = 1000, CONNECT_BURST = 256 };
-enum { SUB_BITS = 6, SUBS = 1 << SUB_BITS, BUCKETS = 64 * SUBS };
 enum mode { KEEPALIVE, CLOSE, PINGPONG, BULK, HOLD };
 enum state { CONNECTING, IDLE, HEAD, BODY };
 
@@ -67,46 +67,14 @@ static int measuring;
 static char *requests[MAX_NAMES], *buffer;
 static size_t request_sizes[MAX_NAMES];
 static uint64_t started, period, issued, due;   /* of the open loop: ns, ns, requests, requests */
-static uint64_t done, bytes, errors, misrouted, reconnects, histogram[BUCKETS], latency_sum, latency_max;
+static uint64_t bytes, errors, misrouted, reconnects;
+static struct histogram latency;
 static char first_error[128];
 
 static void fail(const char *what)
 {
     fprintf(stderr, "load: %s: %s\n", what, strerror(errno));
     exit(1);
-}
-
-static uint64_t now(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * 1000000000ull + t.tv_nsec;
-}
-
-/* Log-linear: 64 buckets per power of two, so a figure read back is at most 1.6 % off. */
-static int bucket_of(uint64_t ns)
-{
-    int shift = ns < SUBS ? 0 : 63 - __builtin_clzll(ns) - SUB_BITS;
-
-    return shift * SUBS + (int)(ns >> shift);
-}
-
-static uint64_t bucket_floor(int bucket)
-{
-    int shift = bucket < 2 * SUBS ? 0 : bucket / SUBS - 1;
-
-    return (uint64_t)(bucket - shift * SUBS) << shift;
-}
-
-static double quantile_us(double q)
-{
-    uint64_t rank = (uint64_t)(q * done), seen = 0;
-
-    for (int i = 0; i < BUCKETS; i++)
-        if ((seen += histogram[i]) > rank)
-            return bucket_floor(i) / 1e3;
-    return latency_max / 1e3;
 }
 
 static void open_connection(struct connection *c)
@@ -200,15 +168,8 @@ static void begin(struct connection *c, uint64_t start)
 
 static void finish(struct connection *c)
 {
-    if (measuring && c->greeted) {
-        uint64_t latency = now() - c->start;
-
-        done++;
-        histogram[bucket_of(latency)]++;
-        latency_sum += latency;
-        if (latency > latency_max)
-            latency_max = latency;
-    }
+    if (measuring && c->greeted)
+        record(&latency, now() - c->start);
     greeted(c);
     if (mode == CLOSE || c->close_after) {
         reconnects++;
@@ -454,15 +415,12 @@ static void count_stalled(void)
 
 static void report(double elapsed)
 {
-    struct timespec cpu;
-
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &cpu);
-    printf("{\"cpu_ns\": %llu, \"seconds\": %.6f, \"operations\": %llu, \"bytes\": %llu, \"errors\": %llu, \"misrouted\": %llu, "
-           "\"reconnects\": %llu, \"mean_us\": %.1f, \"p50_us\": %.1f, \"p90_us\": %.1f, \"p99_us\": %.1f, "
+    printf("{\"cpu_ns\": %llu, \"seconds\": %.6f, \"operations\": %llu, \"bytes\": %llu, \"errors\": %llu, "
+           "\"misrouted\": %llu, \"reconnects\": %llu, \"mean_us\": %.1f, \"p50_us\": %.1f, \"p90_us\": %.1f, \"p99_us\": %.1f, "
            "\"max_us\": %.1f, \"first_error\": \"",
-           cpu.tv_sec * 1000000000ull + cpu.tv_nsec, elapsed, (unsigned long long)done, (unsigned long long)bytes, (unsigned long long)errors,
-           (unsigned long long)misrouted, (unsigned long long)reconnects, done ? latency_sum / 1e3 / done : 0.0,
-           quantile_us(0.5), quantile_us(0.9), quantile_us(0.99), latency_max / 1e3);
+           (unsigned long long)own_cpu_ns(), elapsed, (unsigned long long)latency.count, (unsigned long long)bytes,
+           (unsigned long long)errors, (unsigned long long)misrouted, (unsigned long long)reconnects, mean_us(&latency),
+           quantile_us(&latency, 0.5), quantile_us(&latency, 0.9), quantile_us(&latency, 0.99), latency.max_ns / 1e3);
     for (const char *p = first_error; *p; p++)
         putchar(*p >= ' ' && *p != '"' && *p != '\\' ? *p : ' ');
     puts("\"}");
@@ -510,7 +468,7 @@ int main(int argc, char **argv)
     for (int i = 0; i < connection_count; i++)
         if (connections[i].state == IDLE)
             next_request(&connections[i]);
-    while (now() < end && done < operations)
+    while (now() < end && latency.count < operations)
         turn(10);
     count_stalled();
     report((now() - started) / 1e9);

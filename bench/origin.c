@@ -8,6 +8,7 @@
  *                 it that the request reached the right service); a path that begins with /1m gets 1 MiB
  * echo:PORT       sends back what it receives
  * source:PORT     sends without end, whatever it receives
+ * bolt:PORT       answers every Bolt v1 request at once; the answers to what was read together are written together
  *
  * Prints "ready" when every port listens. Runs until it is killed.
  */
@@ -28,7 +29,8 @@
 #include <unistd.h>
 
 enum { SMALL_BODY = 128, LARGE_BODY = 1 << 20, HEAD_MAX = 4096, MAX_FDS = 65536, MAX_PORTS = 16 };
-enum kind { FREE, LISTENER, HTTP, ECHO, SOURCE };
+enum { BOLT_REQUEST = 22, BOLT_RESPONSE = 20, BOLT_ANSWER = 120 };  /* bytes: fixed headers, a whole response */
+enum kind { FREE, LISTENER, HTTP, ECHO, SOURCE, BOLT };
 
 struct port {
     enum kind serves;
@@ -40,15 +42,17 @@ struct connection {
     enum kind kind;
     struct port *port;
     uint32_t events;
-    size_t held;           /* bytes of an unfinished head in `head`, or of an unsent echo */
+    size_t held;           /* bytes of an unfinished head or frame in `head` */
     size_t body_left;      /* of the request */
-    size_t sent, to_send;  /* of the response under way, head included */
+    size_t sent, to_send;  /* of the response under way, head included; Bolt: of `answers` */
     int large, close_after;
     char *head;
+    char *answers;         /* that the socket had no room for */
 };
 
 static struct connection *connections;
-static char *filler, *scratch;
+static char *filler, *scratch, *bolt_out;
+static char bolt_answer[BOLT_ANSWER];
 static int poller;
 
 static void fail(const char *what)
@@ -72,6 +76,7 @@ static void watch(int fd, uint32_t events)
 static void drop(int fd)
 {
     free(connections[fd].head);
+    free(connections[fd].answers);
     memset(&connections[fd], 0, sizeof connections[fd]);
     close(fd);
 }
@@ -221,6 +226,117 @@ static void on_source(int fd, uint32_t events)
         drop(fd);
 }
 
+static uint32_t be32(const char *p)
+{
+    uint32_t x;
+
+    memcpy(&x, p, 4);
+    return ntohl(x);
+}
+
+static uint16_t be16(const char *p)
+{
+    uint16_t x;
+
+    memcpy(&x, p, 2);
+    return ntohs(x);
+}
+
+/* Bolt v1: a response of class SofaResponse with some content, but for its id. */
+static void make_bolt_answer(void)
+{
+    static const char name[] = "com.alipay.sofa.rpc.core.response.SofaResponse";
+    uint16_t name_size = htons(sizeof name - 1);
+    uint32_t content_size = htonl(BOLT_ANSWER - BOLT_RESPONSE - (sizeof name - 1));
+
+    memset(bolt_answer, '.', BOLT_ANSWER);
+    memcpy(bolt_answer, "\1\0\0\2\1....\1\0\0", 12);
+    memcpy(bolt_answer + 12, &name_size, 2);
+    memset(bolt_answer + 14, 0, 2);
+    memcpy(bolt_answer + 16, &content_size, 4);
+    memcpy(bolt_answer + BOLT_RESPONSE, name, sizeof name - 1);
+}
+
+/* Answers one whole request into `to`; returns the answer's size. */
+static size_t answer_bolt(const char *request, char *to)
+{
+    if (request[1] != 1)  /* one-way */
+        return 0;
+    memcpy(to, bolt_answer, BOLT_ANSWER);
+    memcpy(to + 5, request + 5, 4);
+    if (be16(request + 2))
+        return BOLT_ANSWER;
+    memset(to + 2, 0, 2);  /* a heartbeat */
+    memset(to + 12, 0, 8);
+    return BOLT_RESPONSE;
+}
+
+/* Sends the answers and keeps what the socket has no room for. -1 = the connection is gone. */
+static int send_answers(int fd, const char *answers, size_t size)
+{
+    struct connection *c = &connections[fd];
+    ssize_t n = send(fd, answers, size, MSG_NOSIGNAL);
+
+    if (n < 0 && errno != EAGAIN)
+        return -1;
+    if (n < 0)
+        n = 0;
+    if ((size_t)n < size) {
+        c->answers = malloc(size - n);
+        memcpy(c->answers, answers + n, size - n);
+        c->sent = 0;
+        c->to_send = size - n;
+        watch(fd, EPOLLOUT);  /* who does not read is not read from */
+    }
+    return 0;
+}
+
+static void on_bolt(int fd, uint32_t events)
+{
+    struct connection *c = &connections[fd];
+    size_t at = 0, out = 0, size, frame;
+    ssize_t n;
+
+    if (events & EPOLLOUT) {
+        n = send(fd, c->answers + c->sent, c->to_send - c->sent, MSG_NOSIGNAL);
+        if (n < 0 && errno != EAGAIN)
+            drop(fd);
+        else if (n > 0 && (c->sent += n) == c->to_send) {
+            free(c->answers);
+            c->answers = NULL;
+            watch(fd, EPOLLIN);
+        }
+        return;
+    }
+    memcpy(scratch, c->head ? c->head : "", c->held);
+    n = recv(fd, scratch + c->held, LARGE_BODY, 0);
+    if (n < 0 && errno == EAGAIN)
+        return;
+    if (n <= 0) {
+        drop(fd);
+        return;
+    }
+    size = c->held + n;
+    for (; size - at >= BOLT_REQUEST; at += frame) {
+        const char *p = scratch + at;
+
+        frame = BOLT_REQUEST + be16(p + 14) + be16(p + 16) + be32(p + 18);
+        if (p[0] != 1 || frame > HEAD_MAX) {
+            drop(fd);
+            return;
+        }
+        if (frame > size - at)
+            break;
+        out += answer_bolt(p, bolt_out + out);
+    }
+    c->held = size - at;
+    if (c->held && !c->head)
+        c->head = malloc(HEAD_MAX);
+    memcpy(c->head ? c->head : scratch, scratch + at, c->held);
+    if (out && send_answers(fd, bolt_out, out) < 0)
+        drop(fd);
+}
+
 static void on_listener(int fd)
 {
     int one = 1, accepted;
@@ -248,7 +364,7 @@ static void listen_on(struct port *port, const char *text)
         fprintf(stderr, "origin: %s: expected KIND:PORT[:NAME]\n", text);
         exit(2);
     }
-    port->serves = !strcmp(kind, "http") ? HTTP : !strcmp(kind, "echo") ? ECHO : SOURCE;
+    port->serves = !strcmp(kind, "http") ? HTTP : !strcmp(kind, "echo") ? ECHO : !strcmp(kind, "bolt") ? BOLT : SOURCE;
     head = snprintf(port->small, sizeof port->small,
                     "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n", SMALL_BODY);
     memset(port->small + head, '.', SMALL_BODY);
@@ -285,6 +401,8 @@ int main(int argc, char **argv)
     filler = malloc(LARGE_BODY);
     memset(filler, 'x', LARGE_BODY);
     scratch = malloc(HEAD_MAX + LARGE_BODY);
+    bolt_out = malloc((size_t)(HEAD_MAX + LARGE_BODY) / BOLT_REQUEST * BOLT_ANSWER);
+    make_bolt_answer();
     poller = epoll_create1(EPOLL_CLOEXEC);
     for (int i = 1; i < argc; i++)
         listen_on(&ports[i - 1], argv[i]);
@@ -301,6 +419,7 @@ int main(int argc, char **argv)
             case HTTP: on_http(fd, events[i].events); break;
             case ECHO: on_echo(fd); break;
             case SOURCE: on_source(fd, events[i].events); break;
+            case BOLT: on_bolt(fd, events[i].events); break;
             case FREE: break;
             }
         }

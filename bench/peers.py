@@ -1,7 +1,8 @@
 """The forwarders that are measured side by side, each set up for the same job as simply and fast as it can be.
 
-The job: route HTTP by Host to one of three services with kept-alive upstream connections, relay two TCP ports, log
-nothing. A peer without a forwarder is `direct`: the load generator talks to the backend.
+The job: route HTTP by Host to one of three services with kept-alive upstream connections, relay two TCP ports, carry
+Bolt calls for three services that one backend has, log nothing. fastside routes each Bolt call by its header; the
+others pass the bytes on. A peer without a forwarder is `direct`: the load generator talks to the backend.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from bench.place import LOAD_CPU, Place
 from bench.tools import tool
 
 SERVICES = ("svc-a", "svc-b", "svc-c")
+BOLT_SERVICES = ("com.example.hello:1.0", "com.example.order:1.0", "com.example.stock:1.0")
 START_DEADLINE = 20.0
 """Seconds that a forwarder may take until it answers for every service."""
 STOP_DEADLINE = 5.0
@@ -33,25 +35,26 @@ NGINX_STREAM = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 
 @dataclass(frozen=True)
 class Ports:
-    """Where one party listens on 127.0.0.1: HTTP (the backend: one port per service), a TCP echo, a TCP source."""
+    """Where one party listens on 127.0.0.1: HTTP (the backend: one port per service), a TCP echo and source, Bolt."""
 
     http: tuple[int, ...]
     echo: int
     source: int
+    bolt: int
 
     def every(self) -> set[int]:
         """Return all of them."""
-        return {*self.http, self.echo, self.source}
+        return {*self.http, self.echo, self.source, self.bolt}
 
 
 class Origin:
     """The backend of all peers, on the load generator's CPU."""
 
     def __init__(self, place: Place, cpu: int | None = LOAD_CPU) -> None:
-        self.ports = Ports(tuple(place.port() for _ in SERVICES), place.port(), place.port())
+        self.ports = Ports(tuple(place.port() for _ in SERVICES), place.port(), place.port(), place.port())
         http = [f"http:{port}:{name}" for port, name in zip(self.ports.http, SERVICES, strict=True)]
-        tcp = [f"echo:{self.ports.echo}", f"source:{self.ports.source}"]
-        self._process = place.spawn([tool("origin"), *http, *tcp], cpu)
+        others = [f"echo:{self.ports.echo}", f"source:{self.ports.source}", f"bolt:{self.ports.bolt}"]
+        self._process = place.spawn([tool("origin"), *http, *others], cpu)
         self.pid = self._process.pid
         assert self._process.stdout is not None
         if self._process.stdout.readline() != "ready\n":
@@ -153,6 +156,10 @@ listen source
     mode tcp
     bind 127.0.0.1:{job.front.source}
     server origin 127.0.0.1:{job.back.source}
+listen bolt
+    mode tcp
+    bind 127.0.0.1:{job.front.bolt}
+    server origin 127.0.0.1:{job.back.bolt}
 """)
     return Program(["haproxy", "-db", "-f", config])
 
@@ -194,6 +201,7 @@ http {{
 stream {{
     server {{ listen 127.0.0.1:{job.front.echo}{reuseport}; proxy_pass 127.0.0.1:{job.back.echo}; }}
     server {{ listen 127.0.0.1:{job.front.source}{reuseport}; proxy_pass 127.0.0.1:{job.back.source}; }}
+    server {{ listen 127.0.0.1:{job.front.bolt}{reuseport}; proxy_pass 127.0.0.1:{job.back.bolt}; }}
 }}
 """)
     return Program(["nginx", "-c", config, "-p", job.folder])
@@ -203,8 +211,11 @@ def _fastside(job: Job, accept: str = "handover") -> Program:
     loopback = "127.0.0.1:{}".format
     front, back = job.front, job.back
     targets = dict(zip(SERVICES, back.http, strict=True)) | {"echo": back.echo, "source": back.source}
+    services: dict[str, object] = {name: {"endpoints": [loopback(port)]} for name, port in targets.items()}
+    services |= {name: {"protocol": "bolt", "endpoints": [loopback(back.bolt)]} for name in BOLT_SERVICES}
     listeners = [
         {"name": "outbound", "direction": "outbound", "bind": loopback(front.http[0]), "protocol": "http"},
+        {"name": "bolt", "direction": "outbound", "bind": loopback(front.bolt), "protocol": "bolt"},
         {"name": "inbound", "direction": "inbound", "bind": loopback(job.place.port()), "protocol": "http"},
     ]
     for name, port in {"echo": front.echo, "source": front.source}.items():
@@ -222,7 +233,7 @@ def _fastside(job: Job, accept: str = "handover") -> Program:
         "limits": {"connections": MAX_CONNECTIONS},
         "drain": {"delay": 0, "deadline": 1},
         "listeners": listeners,
-        "services": {name: {"endpoints": [loopback(port)]} for name, port in targets.items()},
+        "services": services,
     }
     config = job.folder / "fastside.yaml"
     config.write_text(json.dumps(settings, indent=1))  # JSON is a part of YAML
@@ -256,7 +267,7 @@ def start(place: Place, name: str, origin: Origin, folder: Path, workers: int = 
     """
     if name == "direct":
         return Peer(name, origin.ports, None, folder)
-    front = Ports((place.port(),), place.port(), place.port())
+    front = Ports((place.port(),), place.port(), place.port(), place.port())
     home = folder / name
     home.mkdir()
     program = KINDS[name](Job(front, origin.ports, workers, home, place))

@@ -15,7 +15,8 @@ HERE = Path(__file__).parent
 def tool(name: str) -> Path:
     """Return the path of the compiled bench/NAME.c. Raises subprocess.CalledProcessError if it does not compile."""
     source = HERE / f"{name}.c"
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+    texts = [source.read_bytes(), *(header.read_bytes() for header in sorted(HERE.glob("*.h")))]
+    digest = hashlib.sha256(b"".join(texts)).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastside-bench"
     binary = folder / f"{name}-{digest}"
     if not binary.exists():
