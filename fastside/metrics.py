@@ -37,7 +37,7 @@ SHORTEST_US, LONGEST_US = 64, 1 << 25
 COUNTERS = {
     "accepted": ("connections", "Downstream connections accepted"),
     "handed_over": ("connections_handed_over", "Downstream connections given to a less loaded worker"),
-    "requests": ("requests_received", "HTTP requests of which a whole head came"),
+    "requests": ("requests_received", "Requests of which the head came"),
     "upstream_connects": ("upstream_connects", "Connections opened to endpoints"),
     "upstream_reuses": ("upstream_reuses", "Requests sent on a connection that was open already"),
     "upstream_connect_failures": ("upstream_connect_failures", "Connections to endpoints that failed"),
@@ -48,11 +48,16 @@ COUNTERS = {
     "loops": ("loops_blocked", "Requests and connections that would have come back to this sidecar"),
     "buffer_waits": ("buffer_waits", "Times that a connection waited for buffer memory"),
     "accept_pauses": ("accept_pauses", "Times that accepting paused for want of connections or descriptors"),
+    "heartbeats": ("heartbeats_answered", "Heartbeats that the sidecar answered itself"),
+    "overloads": ("overloads", "Calls refused because a connection or the table of calls was full"),
+    "late_responses": ("late_responses", "Responses to calls whose caller had gone or got a timeout"),
+    "batches": ("batches", "Sends of multiplexed connections, each of all frames that were ready"),
 }
 GAUGES = {
     "pooled": ("upstream_pooled", "Idle connections to endpoints"),
     "buffers": ("buffers", "Buffers in use"),
     "pipes": ("pipes", "Pipes in use"),
+    "calls": ("calls_active", "Calls under way on multiplexed connections"),
 }
 
 
@@ -96,16 +101,23 @@ class Metrics:
             "fastside_request_duration_seconds", "From a request's head to the end of its response", labels=labels
         )
         moved = CounterMetricFamily("fastside_bytes", "Bytes of bodies and streams", labels=(*labels, "way"))
+        statuses = CounterMetricFamily(
+            "fastside_call_statuses",
+            "Calls ended on multiplexed connections, by the protocol's status",
+            labels=(*labels, "protocol", "status"),
+        )
         bounds = _core.histogram_bounds()
         all_stats = _core.service_stats(self._control.table)
         for stats in all_stats:
             key = (stats["direction"] or "any", stats["service"])
             for code_class, count in zip(CODE_CLASSES, stats["responses"], strict=True):
                 requests.add_metric((*key, code_class), count)
+            for status, count in stats["statuses"].items():
+                statuses.add_metric((*key, stats["protocol"], status), count)
             duration.add_metric(key, _buckets(bounds, stats["histogram"]), stats["duration_us"] / 1e6)
             moved.add_metric((*key, "received"), stats["bytes_received"])
             moved.add_metric((*key, "sent"), stats["bytes_sent"])
-        yield from (requests, duration, moved)
+        yield from (requests, statuses, duration, moved)
         yield GaugeMetricFamily(
             "fastside_services_without_series",
             "Services that are counted as other; see limits.service_series",

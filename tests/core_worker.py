@@ -107,6 +107,7 @@ class Workers:
         self.listeners: list[Listener] = []
         for number, fields in enumerate(listeners):
             values = {"name": f"listener-{number}", "direction": "outbound", "bind": f"127.0.0.1:{free_port()}"}
+            values["protocol"] = "http"
             values |= fields
             self.listeners += open_listener(ids, ListenerConfig(**values), count, exclusive=accept == "exclusive")
         self.inboxes = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(count)]

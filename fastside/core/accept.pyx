@@ -131,7 +131,7 @@ cdef bint hand_over(Worker *w, const Listener *listener, int fd, const HandOver 
 
 cdef void downstream_start(Worker *w, const Listener *listener, int fd, const HandOver *peer) noexcept nogil:
     """A connection that is counted in block.connections becomes this worker's."""
-    cdef Connection *d = connection_new(w, fd, CONN_TCP_DOWN if listener.protocol == PROTOCOL_TCP else CONN_HTTP_DOWN)
+    cdef Connection *d = connection_new(w, fd, CONN_NEW_DOWN)
     if d == NULL:
         close(fd)
         fs_sub_u32(&w.block.connections, 1)
@@ -150,10 +150,7 @@ cdef void downstream_start(Worker *w, const Listener *listener, int fd, const Ha
         connection_close(w, d)
         return
     # No read yet: if the request is there already, the epoll set says so in this turn's successor at no extra call.
-    if d.kind == CONN_TCP_DOWN:
-        relay_accepted(w, d, listener)
-    else:
-        timer_set(w, d, idle_ms(w))
+    greet_start(w, d, listener)
 
 
 cdef void peer_address(HandOver *peer, const sockaddr_storage *address) noexcept nogil:

@@ -182,6 +182,13 @@ cdef void address_failed(const Shm *shm, uint32_t address, uint64_t now_ms, uint
                              now_ms + (<uint64_t> eject_ms << min(failures - max_failures, <uint32_t> MAX_DOUBLINGS)))
 
 
+cdef void address_eject(const Shm *shm, uint32_t address, uint64_t now_ms, uint32_t ms) noexcept nogil:
+    """Leaves the address out for a while because it asked for that."""
+    cdef AddressState *state = state_of(shm, address)
+    fs_store_relaxed_u32(&state.failures, 1)        # address_ok looks at it
+    fs_store_relaxed_u64(&state.ejected_until_ms, now_ms + ms)
+
+
 cdef void address_ok(const Shm *shm, uint32_t address) noexcept nogil:
     cdef AddressState *state = state_of(shm, address)
     # Looked at first: the usual case must not take the cache line from the other workers.

@@ -15,6 +15,7 @@ cdef enum:                      # the command code
     COMMAND_RESPONSE = 2
 
 cdef enum:                      # statuses that the sidecar itself answers with (sofa-bolt: ResponseStatus)
+    BOLT_SUCCESS = 0
     STATUS_SERVER_THREADPOOL_BUSY = 4
     STATUS_NO_PROCESSOR = 6
     STATUS_TIMEOUT = 7

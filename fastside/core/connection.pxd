@@ -4,7 +4,8 @@
 cdef struct Buffer:             # from a worker's pool; data at the struct's end
     Buffer *next
     uint32_t size
-    uint32_t _reserved
+    uint32_t start              # on an output queue: bytes before it were sent
+    uint32_t end                # ... and bytes from it on are free
 
 cdef struct Pipe:
     Pipe *next
@@ -63,3 +64,5 @@ cdef struct Connection:
     uint8_t request_flags
     uint8_t peer_ip[16]
     uint8_t waits               # WAIT_*: on which list for a buffer
+    uint8_t protocol            # PROTOCOL_* of a multiplexed connection
+    uint8_t version             # ... and what its codec says of it

@@ -9,7 +9,7 @@ cdef inline Connection *peer_of(const Worker *w, const Connection *c) noexcept n
 
 
 cdef inline bint is_downstream(const Connection *c) noexcept nogil:
-    return c.kind == CONN_HTTP_DOWN or c.kind == CONN_TCP_DOWN or c.kind == CONN_LINGER
+    return c.kind not in (CONN_FREE, CONN_HTTP_UP, CONN_TCP_UP, CONN_FRAME_UP)
 
 
 cdef Connection *connection_new(Worker *w, int fd, uint8_t kind) noexcept nogil:

@@ -189,7 +189,7 @@ cdef inline bint is_idempotent(uint8_t method) noexcept nogil:
 
 cdef void request_ended(Worker *w, Connection *d) noexcept nogil:
     """Counts the request under way, whose response has d.status (0: none could be given)."""
-    cdef ServiceStats *stats = stats_for(w, d)
+    cdef ServiceStats *stats = stats_for(w, d.sid, d.sid_gen)
     cdef Connection *u = peer_of(w, d)
     cdef uint64_t us = w.now_us - d.request_us if d.request_us else 0
     stats.responses[d.status // 100 if d.status < 600 else 5] += 1

@@ -1,7 +1,9 @@
 # Read-only views of a worker's connections, for `fastside conns`. The worker is not asked: it may change a record while
 # it is read, so a record is dropped when its generation moved meanwhile.
 
-KIND_NAMES = ("free", "http downstream", "http upstream", "tcp downstream", "tcp upstream", "closing")
+KIND_NAMES = ("free", "http downstream", "http upstream", "tcp downstream", "tcp upstream", "closing",
+              "multiplexed downstream", "multiplexed upstream", "new", "tls downstream")
+assert len(KIND_NAMES) == CONN_KINDS
 STATE_NAMES = ("idle", "exchange", "connecting", "pooled")
 
 
@@ -37,9 +39,9 @@ def connections(Table table, uint32_t slot):
         if first[i].gen == 0:           # slots are taken in order: none beyond was ever used
             break
         c = first[i]
-        if c.kind == CONN_FREE or c.kind > CONN_LINGER or c.state > ST_POOLED or c.gen != first[i].gen:
+        if c.kind == CONN_FREE or c.kind >= CONN_KINDS or c.state > ST_POOLED or c.gen != first[i].gen:
             continue
-        if c.kind in (CONN_HTTP_UP, CONN_TCP_UP):
+        if c.kind in (CONN_HTTP_UP, CONN_TCP_UP, CONN_FRAME_UP):
             if c.address >= table.shm.head.max_addresses:
                 continue
             address = socket_text(addresses[c.address].ip, addresses[c.address].family, addresses[c.address].port)

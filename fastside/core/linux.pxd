@@ -49,6 +49,12 @@ cdef extern from "<sys/socket.h>" nogil:
         uint16_t sa_family
     cdef struct sockaddr_storage:
         uint16_t ss_family
+    cdef struct iovec:
+        void *iov_base
+        size_t iov_len
+    cdef struct msghdr:
+        iovec *msg_iov
+        size_t msg_iovlen
     int socket(int domain, int type, int protocol)
     int connect(int fd, const sockaddr *addr, socklen_t len)
     int accept4(int fd, sockaddr *addr, socklen_t *len, int flags)
@@ -58,9 +64,10 @@ cdef extern from "<sys/socket.h>" nogil:
     int getsockname(int fd, sockaddr *addr, socklen_t *len)
     ssize_t recv(int fd, void *buf, size_t n, int flags)
     ssize_t send(int fd, const void *buf, size_t n, int flags)
+    ssize_t sendmsg(int fd, const msghdr *message, int flags)
     int AF_INET, AF_INET6, AF_UNIX, SOCK_STREAM, SOCK_NONBLOCK, SOCK_CLOEXEC
     int SOL_SOCKET, SO_ERROR, SO_LINGER, SO_KEEPALIVE, SHUT_RD, SHUT_WR, SHUT_RDWR
-    int MSG_NOSIGNAL, MSG_DONTWAIT, MSG_PEEK, MSG_MORE
+    int MSG_NOSIGNAL, MSG_DONTWAIT, MSG_PEEK, MSG_MORE, MSG_TRUNC
     cdef struct linger:
         int l_onoff
         int l_linger

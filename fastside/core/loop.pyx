@@ -14,6 +14,12 @@ cdef void connection_run(Worker *w, Connection *c) noexcept nogil:
         http_run(w, c)
     elif c.kind == CONN_TCP_DOWN:
         relay_run(w, c)
+    elif c.kind == CONN_FRAME_DOWN or c.kind == CONN_FRAME_UP:
+        frames_run(w, c)
+    elif c.kind == CONN_NEW_DOWN:
+        greet_run(w, c)
+    elif c.kind == CONN_TLS_DOWN:
+        tls_run(w, c)
     elif c.kind == CONN_LINGER:
         linger_run(w, c)
     elif c.kind != CONN_FREE and c.state != ST_POOLED:      # it may have been queued before its exchange ended
@@ -22,6 +28,8 @@ cdef void connection_run(Worker *w, Connection *c) noexcept nogil:
             connection_close(w, c)
         elif c.kind == CONN_HTTP_UP:
             http_run(w, peer)
+        elif peer.kind == CONN_NEW_DOWN:
+            greet_run(w, peer)
         else:
             relay_run(w, peer)
 
@@ -37,7 +45,14 @@ cdef void connection_expired(Worker *w, Connection *c) noexcept nogil:
             http_run(w, d)
     elif c.kind == CONN_TCP_UP:
         w.block.counters[C_TIMEOUT_CONNECT] += 1
-        relay_retry(w, d)
+        if d.kind == CONN_NEW_DOWN:
+            greet_connect_failed(w, d)
+        else:
+            relay_retry(w, d)
+    elif c.kind == CONN_FRAME_DOWN or c.kind == CONN_FRAME_UP:
+        frames_expired(w, c)
+    elif c.kind == CONN_NEW_DOWN or c.kind == CONN_TLS_DOWN:
+        greet_expired(w, c)
     elif c.kind == CONN_TCP_DOWN:
         relay_expired(w, c)
     else:
@@ -159,6 +174,8 @@ cdef int loop_run(Worker *w) noexcept nogil:
     cdef int count, timeout
     while True:
         timeout = 0 if w.run_head != NONE else timer_sleep_ms(w)
+        if w.calls_timed and timeout > TICK_MS:
+            timeout = TICK_MS
         if not w.accepting and timeout > 100:
             timeout = 100
         epoch_leave(&w.shm, w.slot)
@@ -176,6 +193,9 @@ cdef int loop_run(Worker *w) noexcept nogil:
         events_run(w, events, count)
         timers_run(w)
         run_queue(w)
+        if w.calls_timed:
+            calls_expire(w)
+        flush_dirty(w)
         if w.waiters:
             wake_buffer_waiters(w)
         if not w.accepting and w.now_ms >= w.accept_again_ms and has_room(w):
@@ -185,11 +205,16 @@ cdef int loop_run(Worker *w) noexcept nogil:
             return 0
 
 
+cdef void *sparse(size_t size) noexcept nogil:
+    """Private zeroed memory, of which a page costs something when it is first written. NULL: errno tells why."""
+    cdef void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    return NULL if p == MAP_FAILED else p
+
+
 cdef int worker_open(Worker *w) noexcept nogil:
     """Prepares what Python did not. 0, or an errno."""
     cdef timespec now
     cdef size_t pool_bytes = <size_t> w.shm.live.max_addresses * sizeof(PoolHead)
-    cdef size_t cursor_bytes = <size_t> w.shm.head.max_services * sizeof(uint32_t)
     cdef uint32_t i
     w.blocks = <WorkerBlock *> (w.shm.state + w.shm.live.blocks)
     w.block = w.blocks + w.slot
@@ -198,18 +223,20 @@ cdef int worker_open(Worker *w) noexcept nogil:
     w.addresses = <const Address *> (w.shm.table + w.shm.head.addresses)
     w.max_connections = w.shm.live.max_connections
     w.connections = (<Connection *> (w.shm.state + w.shm.live.connections)) + <size_t> w.slot * w.max_connections
-    w.free_head = w.run_head = w.run_tail = NONE
+    w.free_head = w.run_head = w.run_tail = w.dirty = w.free_call = NONE
     for i in range(WAIT_LISTS):
         w.waiting[i].head = w.waiting[i].tail = NONE
     w.accepting = True
     for i in range(WHEEL_SLOTS):
         w.wheel[i] = NONE
-    # Private and sparse: a page of them costs memory when an address or a service of it is first used.
-    w.pool = <PoolHead *> mmap(NULL, pool_bytes, PROT_READ | PROT_WRITE,
-                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-    w.balance.cursors = <uint32_t *> mmap(NULL, cursor_bytes, PROT_READ | PROT_WRITE,
-                                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-    if <void *> w.pool == MAP_FAILED or <void *> w.balance.cursors == MAP_FAILED:
+    for i in range(CALL_WHEEL):
+        w.call_wheel[i] = NONE
+    w.pool = <PoolHead *> sparse(pool_bytes)
+    w.shared = <PoolHead *> sparse(pool_bytes)
+    w.balance.cursors = <uint32_t *> sparse(<size_t> w.shm.head.max_services * sizeof(uint32_t))
+    w.mux = <Mux *> sparse(<size_t> w.max_connections * sizeof(Mux))
+    w.calls = <Call *> sparse(<size_t> MAX_CALLS * sizeof(Call))
+    if w.pool == NULL or w.shared == NULL or w.balance.cursors == NULL or w.mux == NULL or w.calls == NULL:
         return errno
     clock_gettime(CLOCK_MONOTONIC, &now)
     w.balance.random = hash_bytes(<const uint8_t *> &now, sizeof(now), w.slot) | 1

@@ -257,7 +257,7 @@ cdef void relay_run(Worker *w, Connection *d) noexcept nogil:
 
 cdef void relay_end(Worker *w, Connection *d) noexcept nogil:
     cdef Connection *u = peer_of(w, d)
-    cdef ServiceStats *stats = stats_for(w, d)
+    cdef ServiceStats *stats = stats_for(w, d.sid, d.sid_gen)
     stats.bytes_received += d.streak
     stats.bytes_sent += 0 if u == NULL else u.streak
     if d.status != 101:         # an upgraded exchange was counted as what it began as
@@ -268,8 +268,6 @@ cdef void relay_end(Worker *w, Connection *d) noexcept nogil:
 cdef void relay_connecting(Worker *w, Connection *d, Connection *u) noexcept nogil:
     cdef int rc = upstream_connected(w, u)
     if rc > 0:
-        u.body = BODY_UNTIL_CLOSE
-        d.body = BODY_UNTIL_CLOSE
         relay_run(w, d)
     elif d.flags & F_GONE:
         w.block.counters[C_CLOSE_DOWNSTREAM_RESET] += 1
@@ -287,10 +285,21 @@ cdef void relay_retry(Worker *w, Connection *d) noexcept nogil:
     relay_connect(w, d)
 
 
-cdef void relay_connect(Worker *w, Connection *d) noexcept nogil:
+cdef bint relay_pick(Worker *w, Connection *d, int *why) noexcept nogil:
+    """Begins to connect to an endpoint of d's service; False as upstream_pick."""
     cdef Service *service = table_by_sid(&w.shm, d.sid, d.sid_gen)
+    cdef Connection *u = NULL
+    if service != NULL:
+        u = upstream_pick(w, d, service, False, why)
+    if u == NULL:
+        return False
+    d.body = u.body = BODY_UNTIL_CLOSE
+    return True
+
+
+cdef void relay_connect(Worker *w, Connection *d) noexcept nogil:
     cdef int why = 503
-    if service == NULL or upstream_pick(w, d, service, False, &why) == NULL:
+    if not relay_pick(w, d, &why):
         if why == 508:
             w.block.counters[C_LOOPS] += 1
         elif why == 503:
@@ -300,16 +309,15 @@ cdef void relay_connect(Worker *w, Connection *d) noexcept nogil:
         relay_end(w, d)
 
 
-cdef void relay_accepted(Worker *w, Connection *d, const Listener *listener) noexcept nogil:
-    cdef Service *service = table_find(&w.shm, listener.direction, listener.service, listener.service_length)
-    if service == NULL:
-        w.block.counters[C_ROUTE_MISSES] += 1
-        w.block.counters[C_CLOSE_UPSTREAM] += 1
-        reset_on_close(d)
-        connection_close(w, d)
-        return
+cdef void relay_to(Worker *w, Connection *d, const Service *service) noexcept nogil:
+    """Makes d an opaque stream to the service; what is in its buffer goes first."""
+    d.kind = CONN_TCP_DOWN
+    relay_service(d, service)
+    relay_connect(w, d)
+
+
+cdef void relay_service(Connection *d, const Service *service) noexcept nogil:
     d.sid = service.sid
     d.sid_gen = service.sid_gen
     if service.policy == HASH_SOURCE or service.policy == HASH_HEADER:
         d.hash = hash_bytes(d.peer_ip, 16, 0)
-    relay_connect(w, d)

@@ -141,6 +141,7 @@ cdef enum:
 
 cdef struct ServiceStats:
     uint64_t responses[6]       # by class of status; [0]: no response could be given
+    uint64_t statuses[16]       # of a protocol with statuses of its own, by its codec's *_status_slot
     uint64_t bytes_received     # from downstream
     uint64_t bytes_sent
     uint64_t duration_us

@@ -30,11 +30,17 @@ cdef enum:                      # indices into WorkerBlock.counters, in the orde
     C_BYTES_SPLICED
     C_BUFFER_WAITS
     C_ACCEPT_PAUSES
+    C_HEARTBEATS                # answered here
+    C_OVERLOADS                 # calls refused since something was full
+    C_LATE_RESPONSES            # for calls whose caller has gone or got a timeout
+    C_BATCHES                   # sends of multiplexed output
     C_COUNTERS                  # what precedes are counters, what follows are gauges
     G_DOWNSTREAMS = C_COUNTERS
     G_UPSTREAMS
     G_POOLED
     G_BUFFERS
     G_PIPES
+    G_CALLS                     # multiplexed, under way
     C_STATISTICS
     C_REJECTS = 160             # counters[C_REJECTS + i]: requests or responses refused for HttpReason HTTP_REJECT + i
+    C_FRAME_REASONS = 224       # counters[C_FRAME_REASONS + i]: frames refused for FrameReason FRAME_BAD + i

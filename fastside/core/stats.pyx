@@ -6,10 +6,11 @@ COUNTER_NAMES = (
     "close_done", "close_downstream_eof", "close_downstream_reset", "close_upstream", "close_timeout", "close_refused",
     "close_drain",
     "bytes_copied", "bytes_spliced", "buffer_waits", "accept_pauses",
+    "heartbeats", "overloads", "late_responses", "batches",
 )
-GAUGE_NAMES = ("downstreams", "upstreams", "pooled", "buffers", "pipes")
+GAUGE_NAMES = ("downstreams", "upstreams", "pooled", "buffers", "pipes", "calls")
 assert len(COUNTER_NAMES) == C_COUNTERS and len(COUNTER_NAMES) + len(GAUGE_NAMES) == C_STATISTICS
-assert C_REJECTS + len(REJECT_REASONS) <= COUNTERS
+assert C_REJECTS + len(REJECT_REASONS) <= C_FRAME_REASONS and C_FRAME_REASONS + BAD_END - FRAME_BAD <= COUNTERS
 
 
 cdef inline ServiceStats *stats_of(const Shm *shm, uint32_t slot, uint32_t stat_slot) noexcept nogil:
@@ -17,9 +18,9 @@ cdef inline ServiceStats *stats_of(const Shm *shm, uint32_t slot, uint32_t stat_
     return all + (<size_t> slot * shm.live.stat_slots + stat_slot)
 
 
-cdef inline ServiceStats *stats_for(const Worker *w, const Connection *d) noexcept nogil:
-    """Where to count what d did for its service; under "other" if that has none, or has left the table since."""
-    cdef const Service *service = NULL if d.sid == NONE else table_by_sid(&w.shm, d.sid, d.sid_gen)
+cdef inline ServiceStats *stats_for(const Worker *w, uint32_t sid, uint32_t sid_gen) noexcept nogil:
+    """Where to count what was done for a service; under "other" if there is none, or it has left the table since."""
+    cdef const Service *service = NULL if sid == NONE else table_by_sid(&w.shm, sid, sid_gen)
     return stats_of(&w.shm, w.slot, 0 if service == NULL else service.stat_slot)
 
 
@@ -68,35 +69,46 @@ def counters(Table table, slot=None):
 def service_stats(Table table):
     """RED figures per service that has series of its own, summed over the workers, and those of "other" (slot 0).
 
-    Returns a list of dict: direction, service, stat_slot, responses (6 int, by class of status, [0] = none given),
+    Returns a list of dict: direction, service, protocol, stat_slot, responses (6 int, by class of status, [0] = none
+    given), statuses (of protocols with statuses of their own: those that came, name -> int),
     bytes_received, bytes_sent, duration_us (sums) and histogram (HISTOGRAM_BUCKETS counts, see histogram_bounds).
     """
     cdef Snapshot copy
     cdef uint32_t sid
-    named = {0: (None, "other")}
+    named = {0: (None, "other", None)}
     memset(&copy, 0, sizeof(copy))
     for sid in range(min(table.shm.head.sid_limit, table.shm.head.max_services)):
         if read_sid(&table.shm, sid, &copy) == FOUND and copy.service.stat_slot:
             named[copy.service.stat_slot] = (
                 "inbound" if copy.service.direction == INBOUND else "outbound",
-                (<const char *> copy.text)[:copy.service.key_len].decode("utf-8", "replace"))
-    return [_sum_stats(table, slot, direction, service) for slot, (direction, service) in named.items()]
+                (<const char *> copy.text)[:copy.service.key_len].decode("utf-8", "replace"),
+                PROTOCOLS[copy.service.protocol])
+    return [_sum_stats(table, slot, direction, service, protocol)
+            for slot, (direction, service, protocol) in named.items()]
 
 
-cdef dict _sum_stats(Table table, uint32_t stat_slot, direction, service):
+STATUS_NAMES = {"bolt": BOLT_STATUSES, "dubbo": DUBBO_STATUSES}
+
+
+cdef dict _sum_stats(Table table, uint32_t stat_slot, direction, service, protocol):
     cdef const ServiceStats *one
     cdef uint32_t i, k
     responses = [0] * 6
     histogram = [0] * HISTOGRAM_BUCKETS
+    statuses = [0] * 16
     received = sent = duration = 0
     for i in range(table.shm.live.workers):
         one = stats_of(&table.shm, i, stat_slot)
         for k in range(6):
             responses[k] += one.responses[k]
+        for k in range(16):
+            statuses[k] += one.statuses[k]
         for k in range(HISTOGRAM_BUCKETS):
             histogram[k] += one.histogram[k]
         received += one.bytes_received
         sent += one.bytes_sent
         duration += one.duration_us
-    return {"direction": direction, "service": service, "stat_slot": stat_slot, "responses": responses,
+    names = STATUS_NAMES.get(protocol, ())
+    return {"direction": direction, "service": service, "protocol": protocol, "stat_slot": stat_slot,
+            "responses": responses, "statuses": {name: count for name, count in zip(names, statuses) if count},
             "bytes_received": received, "bytes_sent": sent, "duration_us": duration, "histogram": histogram}

@@ -30,6 +30,11 @@ cdef enum:                      # Connection.kind
     CONN_TCP_DOWN
     CONN_TCP_UP
     CONN_LINGER                 # answered and shut; reading what the peer still sends, so that no RST eats the answer
+    CONN_FRAME_DOWN             # a multiplexed protocol, see mux.pyx
+    CONN_FRAME_UP
+    CONN_NEW_DOWN               # what it speaks is not known yet, see greet.pyx
+    CONN_TLS_DOWN               # its ClientHello comes in
+    CONN_KINDS
 
 cdef enum:                      # Connection.state
     ST_HEAD = 0                 # downstream: idle, or a request head comes in. upstream: waiting for a response head
@@ -56,6 +61,8 @@ cdef enum:                      # Connection.flags
     F_COUNTED = 65536           # upstream: counted as in flight at its address
     F_REUSED = 131072           # upstream: it carried an earlier request
     F_HEAD_TIMED = 262144       # downstream: the header timeout runs
+    F_DIRTY = 524288            # multiplexed: its output queue is to be sent at the end of this loop turn
+    F_DOOMED = 1048576          # multiplexed: to be closed as soon as nothing is done on its behalf
     F_SOCKET = F_READABLE | F_WRITABLE | F_RDHUP | F_GONE | F_WATCH_OUT | F_TIMED | F_QUEUED    # outlive a message
 
 cdef enum:                      # Connection.waits
@@ -87,6 +94,47 @@ cdef struct PoolHead:
     uint32_t first              # index + 1, 0 = empty
     uint32_t count
 
+cdef struct Mux:                # what a multiplexed connection has besides: by its index, private to the worker
+    Buffer *first               # output queue: whole frames, none divided between two buffers
+    Buffer *last
+    uint32_t queued             # bytes in it
+    uint32_t before             # of these, bytes that precede the frame that `source` streams
+    uint32_t source             # connection that streams a long frame into this one (its `peer` is this one), or NONE
+    uint32_t calls              # first of its calls
+    uint32_t outstanding        # number of them
+    uint32_t abandoned          # upstream: of these, calls whose caller has gone or got a timeout
+    uint32_t dirty_next
+    uint32_t waits_for          # connection whose output queue must shrink before the next frame can be taken, or NONE
+    uint32_t waiters            # first of those that wait so for this one
+    uint32_t next_waiter
+    uint32_t shared_next        # upstream: list of the connections to one address
+    uint32_t shared_previous
+    uint64_t heard_ms           # upstream: when bytes last came
+    uint64_t pinged_ms          # upstream: when it was asked for a sign of life; 0 = it was not
+
+cdef struct Call:               # a request under way, by its index in its id on the upstream connection
+    uint64_t caller_id
+    uint64_t begun_us
+    uint64_t deadline_ms
+    uint32_t downstream         # NONE: nobody waits for the response any more
+    uint32_t upstream           # NONE: not in use
+    uint32_t down_next
+    uint32_t down_previous
+    uint32_t up_next
+    uint32_t up_previous
+    uint32_t timer_next
+    uint32_t timer_previous
+    uint32_t timer_slot         # NONE: not in the wheel
+    uint32_t round              # changes with each use
+    uint32_t sid
+    uint32_t sid_gen
+    uint32_t tried[3]
+    uint8_t tried_count
+    uint8_t version             # of its frame, for a response of our own
+    uint8_t serialization
+    uint8_t flags
+    uint8_t command
+
 cdef struct Worker:
     Shm shm
     uint32_t slot
@@ -103,6 +151,15 @@ cdef struct Worker:
     uint32_t live               # connections in use
     uint32_t downstreams
     PoolHead *pool              # by address
+    Mux *mux                    # by connection
+    PoolHead *shared            # multiplexed upstream connections, by address
+    uint32_t dirty              # first of the connections whose output queue is to be sent
+    Call *calls
+    uint32_t calls_fresh        # calls below this index were used before
+    uint32_t free_call
+    uint32_t calls_timed
+    uint32_t call_wheel[512]
+    uint64_t call_tick
     Balance balance
     int epoll
     int inbox
