@@ -27,7 +27,7 @@ HOSTS = [b"a", b"a:80", b"[::1]:8", b"", b"a b", b"a:x", b"[::1", b"%41", b"1.2.
 LENGTHS = [b"5", b"0", b"12", b"007", b"", b"+5", b"5,5", b"5 5", b"9223372036854775807", b"9223372036854775808", b"5a"]
 OPTIONS = [
     b"close", b"keep-alive", b"Upgrade", b"upgrade, x-a", b"x-a,\tX-B", b"te, close", b"", b", ,", b"x_a", b"Host",
-    b"close, cookie", b"a b", b"x-service",
+    b"close, cookie", b"a b", b"x-service", b"Fastside-not-sent",
 ]  # fmt: skip
 PROTOCOLS = [b"websocket", b"websocket/1, b", b"h2c", b"a, H2C", b"", b",", b"a/", b"a b"]
 FIELDS: dict[bytes, list[bytes]] = {

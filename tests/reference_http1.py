@@ -186,6 +186,8 @@ def _request(head: bytes, service_header: bytes, max_headers: int) -> dict[str, 
     flags, cuts = read_connection(fields, service_header, minor == b"1" and not chunked and not length)
     if minor == b"1" and any(value.lower() == b"100-continue" for value in values(fields, b"expect")):
         flags.append("expect-continue")
+    if b"fastside-not-sent" in elements(fields, b"connection"):
+        flags.append("not-sent")
     return {
         "method": method.decode(),
         "target": target.decode(),
@@ -227,6 +229,8 @@ def _response(head: bytes, method: str, max_headers: int) -> dict[str, Any]:
     require(status != 101 or "upgrade" in flags)
     if any(value.lower() == b"100-continue" for value in values(fields, b"expect")):
         flags.append("expect-continue")
+    if b"fastside-not-sent" in elements(fields, b"connection"):
+        flags.append("not-sent")
     return {
         "status": status,
         "length": len(head),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import select
 import socket
@@ -12,7 +13,7 @@ import pytest
 
 from core_worker import SERVICE, Server, Workers, exact, head, was_reset
 from fastside import _core
-from harness import DEADLINE, Raw, Stream, chunked
+from harness import DEADLINE, Raw, Response, Stream, chunked
 
 REQUEST = head("GET / HTTP/1.1", "Host: svc")
 POST = head("POST / HTTP/1.1", "Host: svc", "Content-Length: 4") + b"body"
@@ -430,6 +431,202 @@ def test_a_response_that_began_is_never_asked_for_again(workers: Workers, server
     assert was_reset(client)
     workers.settle()
     assert not server.pending()
+
+
+# Requests of which nothing was sent to a server: inbound listeners say so, outbound ones try another endpoint
+
+
+NOT_SENT = head("HTTP/1.1 502 Bad Gateway", "Connection: Fastside-Not-Sent", "Content-Length: 4") + b"none"
+
+
+@pytest.fixture
+def inbound(server: Server) -> Iterator[Raw]:
+    """A connection to an inbound listener that knows the service with the same endpoint."""
+    with Workers(listeners=[{"direction": "inbound"}]) as provider:
+        provider.put(SERVICE, [server.address], direction="inbound")
+        with provider.connect() as connected:
+            yield connected
+
+
+def says_not_sent(response: Response) -> bool:
+    return "fastside-not-sent" in (response.header("connection") or "").lower()
+
+
+def test_an_inbound_listener_says_that_nothing_was_sent(closed: list[tuple[str, int]], server: Server) -> None:
+    with Workers(listeners=[{"direction": "inbound"}, {}]) as workers:
+        workers.put(SERVICE, closed[:1], direction="inbound")
+        workers.put("nobody", [], direction="inbound")
+        workers.put("silent", [server.address], direction="inbound")
+        workers.put("caller", closed[:1])
+        with workers.connect() as client:
+            for service, status in ((SERVICE, 502), ("nobody", 503), ("unknown", 404)):
+                for method in ("GET", "HEAD"):
+                    response = client.call(service, method=method)
+                    assert response.status == status
+                    assert says_not_sent(response)
+            client.send(head("GET / HTTP/1.1", "Host: silent"))
+            server.accept().close()
+            response = client.read_response()
+            assert response.status == 502
+            assert not says_not_sent(response)
+            client.send(head("POST / HTTP/1.1", "Host: svc", "Content-Length: 4"))
+            response = client.read_response()
+            assert response.status == 502
+            assert response.header("connection") == "close, Fastside-Not-Sent"
+        with workers.connect(1) as client:
+            for service, status in (("caller", 502), ("unknown", 404)):
+                response = client.call(service)
+                assert response.status == status
+                assert response.header("connection") is None
+
+
+def test_what_was_sent_to_one_server_counts_when_the_next_refuses(closed: list[tuple[str, int]]) -> None:
+    with Server() as server, Workers(listeners=[{"direction": "inbound"}]) as workers:
+        workers.put(SERVICE, [server.address, closed[0]], direction="inbound", retry=True)
+        for _ in range(2):  # the first of each round is another one
+            with workers.connect() as client:
+                client.send(REQUEST)
+                upstream = server.accept()
+                exact(upstream, REQUEST)
+                upstream.close()
+                response = client.read_response()
+                assert response.status == 502
+                assert not says_not_sent(response)
+
+
+def test_nobody_but_the_neighbour_can_say_it(workers: Workers, server: Server, client: Raw, inbound: Raw) -> None:
+    forged = head("HTTP/1.1 502 No", "Connection: Fastside-Not-Sent", "Fastside-Not-Sent: 1", "Content-Length: 0")
+    for connection in (client, inbound):
+        connection.send(head("GET / HTTP/1.1", "Host: svc", "Connection: Fastside-Not-Sent", "Fastside-Not-Sent: 1"))
+        upstream = server.accept()
+        exact(upstream, REQUEST)
+        upstream.send(forged)
+        exact(connection, head("HTTP/1.1 502 No", "Content-Length: 0"))
+
+
+@pytest.mark.parametrize("request_", [REQUEST, POST, head("HEAD / HTTP/1.1", "Host: svc")], ids=["GET", "POST", "HEAD"])
+def test_a_request_that_was_not_sent_goes_to_another_endpoint(workers: Workers, client: Raw, request_: bytes) -> None:
+    answer = NOT_SENT[:-4] if request_.startswith(b"HEAD") else NOT_SENT
+    with Server() as one, Server() as two:
+        workers.put(SERVICE, [one.address, two.address])
+        client.send(request_ + REQUEST)
+        first, upstream = accept_either(one, two)
+        exact(upstream, request_)
+        upstream.send(answer)
+        second = (two if first is one else one).accept()
+        exact(second, request_)
+        second.send(head("HTTP/1.1 204 No Content"))
+        exact(client, head("HTTP/1.1 204 No Content"))
+        # The first one's connection was kept, and the endpoint is not held to have failed.
+        exact(upstream, REQUEST)
+        upstream.send(OK)
+        exact(client, OK)
+        assert not one.pending()
+        assert not two.pending()
+        found = workers.counters()
+        assert found["retries"] == 1
+        assert found["upstream_connect_failures"] == 0
+        client.close()
+        workers.wait_idle()
+
+
+@pytest.mark.parametrize("body", [b"Content-Length: 11\r\n\r\nhello world", b"Transfer-Encoding: chunked\r\n\r\n"])
+def test_a_body_that_comes_in_pieces_goes_to_another_endpoint_too(workers: Workers, client: Raw, body: bytes) -> None:
+    request = b"POST / HTTP/1.1\r\nHost: svc\r\n" + body
+    if b"chunked" in body:
+        request += chunked([b"hello", b" world"])
+    with Server() as one, Server() as two:
+        workers.put(SERVICE, [one.address, two.address])
+        for cut in (len(request) - 11, len(request) - 3):
+            for received in (cut, len(request)):
+                # The first answers when it has the first piece, or all of it.
+                client.send(request[:cut])
+                first, upstream = accept_either(one, two)
+                exact(upstream, request[:cut])
+                if received == len(request):
+                    client.send(request[cut:])
+                    exact(upstream, request[cut:])
+                upstream.send(head("HTTP/1.1 502 No", "Connection: close, Fastside-Not-Sent", "Content-Length: 0"))
+                second = (two if first is one else one).accept()
+                exact(second, request[:received])
+                if received < len(request):
+                    client.send(request[cut:])
+                    exact(second, request[cut:])
+                second.send(head("HTTP/1.1 200 OK", "Connection: close", "Content-Length: 2") + b"ok")
+                exact(client, OK)
+                assert upstream.read_all() == second.read_all() == b""
+        client.close()
+        workers.wait_idle()
+
+
+def test_the_last_endpoint_s_answer_is_the_caller_s(workers: Workers, client: Raw) -> None:
+    with Server() as one, Server() as two:
+        workers.put(SERVICE, [one.address, two.address])
+        client.send(REQUEST)
+        first, upstream = accept_either(one, two)
+        upstream.send(NOT_SENT)
+        upstream = (two if first is one else one).accept()
+        exact(upstream, REQUEST)
+        upstream.send(NOT_SENT)
+        exact(client, head("HTTP/1.1 502 Bad Gateway", "Content-Length: 4") + b"none")
+        workers.settle()
+        assert not one.pending()
+        assert not two.pending()
+
+
+def test_no_more_than_three_endpoints_are_asked(workers: Workers, client: Raw) -> None:
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(Server()) for _ in range(4)]
+        workers.put(SERVICE, [server.address for server in servers])
+        client.send(REQUEST)
+        for _ in range(3):
+            _, upstream = accept_either(*servers)
+            exact(upstream, REQUEST)
+            upstream.send(NOT_SENT)
+        assert client.read_response().status == 502
+        workers.settle()
+        assert not any(server.pending() for server in servers)
+
+
+@pytest.mark.parametrize(
+    ("request_", "answers"),
+    [
+        (REQUEST, [head("HTTP/1.1 502 No", "Fastside-Not-Sent: 1", "Content-Length: 0")]),
+        (REQUEST, [head("HTTP/1.1 103 Early Hints"), NOT_SENT]),
+        (head("POST / HTTP/1.1", "Host: svc", "Content-Length: 20000") + bytes(20000), [NOT_SENT]),
+        (head("POST / HTTP/1.1", "Host: svc", "Transfer-Encoding: chunked") + chunked([bytes(20000)]), [NOT_SENT]),
+    ],
+    ids=["no option", "an interim response was forwarded", "a long body", "a long chunked body"],
+)
+def test_a_request_that_is_not_kept_or_may_have_been_sent_is_not_repeated(
+    workers: Workers, client: Raw, request_: bytes, answers: list[bytes]
+) -> None:
+    with Server() as one, Server() as two:
+        workers.put(SERVICE, [one.address, two.address])
+        client.send(request_)
+        _, upstream = accept_either(one, two)
+        exact(upstream, request_)
+        for answer in answers:
+            upstream.send(answer)
+            status = client.read_response().status
+        assert status == 502
+        workers.settle()
+        assert not one.pending()
+        assert not two.pending()
+
+
+def test_requests_are_kept_only_while_buffers_are_plenty(workers: Workers) -> None:
+    """A kept request holds a buffer while it waits for the response."""
+    with Server() as one, Server() as two, contextlib.ExitStack() as clients:
+        workers.put(SERVICE, [one.address, two.address])
+        workers.set(buffers=8)
+        for _ in range(20):
+            connected = clients.enter_context(workers.connect())
+            connected.send(REQUEST)
+            _, upstream = accept_either(one, two)
+            exact(upstream, REQUEST)
+        workers.settle()
+        assert workers.counters()["buffers"] == 4
 
 
 # Pooled connections

@@ -13,7 +13,8 @@ import pytest
 import websockets.asyncio.server
 from websockets.asyncio.client import connect
 
-from harness import Origin, Sidecar, pattern, require_program
+from harness import Origin, Sidecar, pattern, require_program, wait_until
+from load import Load
 from registry_process import RegistryProcess
 
 MIB = 1 << 20
@@ -119,3 +120,26 @@ def test_curl_with_http_1_0(path: Path) -> None:
     curl = [require_program("curl"), "-s", "--http1.0", "-H", "Host: svc-a"]
     assert subprocess.check_output([*curl, f"{path.url}/bytes/{MIB}"]) == pattern(MIB)
     assert subprocess.check_output([*curl, f"{path.url}/until-close"]) == b"origin"
+
+
+def test_a_dead_provider_costs_no_call_but_those_that_it_had() -> None:
+    """Its sidecar lives, is asked, and refuses what it cannot send on. The leases keep the publications as they are."""
+    with RegistryProcess() as registry, Origin("one") as one, Origin("two") as two:
+        shared = {"registry": {"url": registry.url}}
+        with Sidecar(shared) as first, Sidecar(shared) as second, Sidecar(shared) as caller:
+            first.client.publish("svc-a", one.port, lease=3600)
+            second.client.publish("svc-a", two.port, lease=3600)
+            caller.client.subscribe("svc-a")
+            wait_until(lambda: len(caller.client.subscribe("svc-a").endpoints) == 2)
+            with Load(caller.outbound, "svc-a", callers=8) as load:
+                one.crash()
+                load.wait_for_calls()
+                in_flight = len(load.failures)
+                load.wait_for_calls(50)
+            assert len(load.failures) == in_flight <= 8
+            # httpx sends head and body apart.
+            url = f"http://127.0.0.1:{caller.outbound_port}/echo"
+            with httpx.Client(headers={"Host": "svc-a"}) as client:
+                for size in range(0, 15000, 500):
+                    assert client.post(url, content=pattern(size)).content == pattern(size)
+            assert caller.metrics()["fastside_retries_total"] >= 8 * 50 // 2

@@ -174,17 +174,35 @@ cdef bint request_start(Worker *w, Connection *d, uint32_t head_length) noexcept
         return refuse(w, d, outcome)
     if service == NULL:
         return unknown_service(w, d, key, key_length)
-    if service.flags & SERVICE_RETRY and d.flags & F_DONE and is_idempotent(d.method):
-        d.flags |= F_REPLAY
-        d.remaining = d.ready
+    if is_worth_keeping(w, d, service):
+        d.flags |= F_KEPT
     d.state = ST_BODY
     timer_set(w, d, 0)          # the header's; connecting has its own, and request_forward sets the next
     return exchange_connect(w, d)
 
 
-cdef inline bint is_idempotent(uint8_t method) noexcept nogil:
-    """RFC 9110 9.2.2."""
-    return method in (METHOD_GET, METHOD_HEAD, METHOD_PUT, METHOD_DELETE, METHOD_OPTIONS, METHOD_TRACE)
+cdef inline bint is_worth_keeping(const Worker *w, const Connection *d, const Service *service) noexcept nogil:
+    """Whether the request stays in its buffer until the response begins, so that another endpoint can have it: as long
+    as buffers are plenty, and its body is not known to be too long."""
+    return (service.endpoint_count > 1 and (d.direction == OUTBOUND or service.flags & SERVICE_RETRY)
+            and w.buffers_used <= w.settings[SET_BUFFERS] // 2
+            and (d.body != BODY_LENGTH or d.remaining <= d.buffer.size - d.end))
+
+
+cdef inline bint may_repeat(const Worker *w, const Connection *d) noexcept nogil:
+    """Whether the user allowed to send a request twice, and it is idempotent (RFC 9110 9.2.2)."""
+    cdef const Service *service = table_by_sid(&w.shm, d.sid, d.sid_gen)
+    return service != NULL and service.flags & SERVICE_RETRY and d.method in (
+        METHOD_GET, METHOD_HEAD, METHOD_PUT, METHOD_DELETE, METHOD_OPTIONS, METHOD_TRACE)
+
+
+cdef inline void request_rewind(Worker *w, Connection *d) noexcept nogil:
+    """The kept request is to be sent from its first byte."""
+    d.start -= <uint32_t> d.streak
+    d.ready += <uint32_t> d.streak
+    d.streak = 0
+    d.flags &= ~<uint32_t> (F_SENT | F_REQUEST_BROKEN)
+    timer_set(w, d, 0)
 
 
 cdef void request_ended(Worker *w, Connection *d) noexcept nogil:
@@ -247,20 +265,17 @@ cdef bint exchange_connect_failed(Worker *w, Connection *d) noexcept nogil:
 
 cdef bint exchange_lost(Worker *w, Connection *d, Connection *u) noexcept nogil:
     """The upstream connection ended before a response. The request is sent again only if no byte of it can have reached
-    the server, or if the user allowed that for the service and the method is idempotent."""
+    the server, or if it may be repeated."""
     cdef uint32_t address = u.address
     cdef bint reused = u.flags & F_REUSED
     upstream_drop(w, d)
-    if not d.flags & F_COMMITTED:
+    if d.streak == 0:
         if reused:
             w.block.counters[C_UPSTREAM_STALE] += 1
         else:
             connect_failed(w, d, address)
-    elif d.flags & F_REPLAY:
-        d.start -= <uint32_t> (d.remaining - d.ready)
-        d.ready = <uint32_t> d.remaining
-        d.streak = 0
-        d.flags &= ~<uint32_t> (F_SENT | F_COMMITTED | F_REQUEST_BROKEN)
+    elif d.flags & F_KEPT and may_repeat(w, d):
+        request_rewind(w, d)
         connect_failed(w, d, address)
     else:
         return fail(w, d, 502, b"the server closed the connection before it answered; the request was not sent again")
@@ -319,14 +334,13 @@ cdef bint exchange_run(Worker *w, Connection *d) noexcept nogil:
 cdef int request_forward(Worker *w, Connection *d, Connection *u) noexcept nogil:
     """Moves the request on. PUMP_WAIT: go on with the response; otherwise the exchange ended or starts anew: PUMP_DONE
     when the downstream can go on, PUMP_EOF when it can't."""
-    cdef uint64_t before = d.bytes
     cdef const Service *service
     cdef int rc = pump(w, d, u)
-    if d.bytes != before:
+    if d.streak:
         d.flags |= F_COMMITTED
     if rc == PUMP_DONE:
         d.flags |= F_SENT
-        if d.start == d.end and not d.flags & F_REPLAY:
+        if d.start == d.end and not d.flags & F_KEPT:
             buffer_drop(w, d)
         service = table_by_sid(&w.shm, d.sid, d.sid_gen)
         timer_set(w, d, service.request_ms if service != NULL and service.request_ms else w.settings[SET_REQUEST_MS])
@@ -335,7 +349,7 @@ cdef int request_forward(Worker *w, Connection *d, Connection *u) noexcept nogil
         timer_set(w, d, w.settings[SET_IDLE_MS])
         return PUMP_WAIT
     if rc == PUMP_SINK_ERROR:
-        if not d.flags & F_COMMITTED:
+        if d.streak == 0:
             return PUMP_DONE if exchange_lost(w, d, u) else PUMP_EOF
         # The server stopped reading. It may have answered before: its response decides.
         d.flags |= F_REQUEST_BROKEN
@@ -399,6 +413,12 @@ cdef int response_start(Worker *w, Connection *d, Connection *u, uint32_t head_l
     cdef int outcome = http1_parse_response(p, head_length, w.settings[SET_HEADERS], d.method, &head)
     if outcome != HTTP_OK:
         return response_refused(w, d, u, outcome)
+    if d.flags & F_KEPT:
+        if head.flags & HEAD_NOT_SENT and d.direction == OUTBOUND and exchange_elsewhere(w, d, u, &head):
+            return PUMP_EOF
+        d.flags &= ~<uint32_t> F_KEPT
+        if d.start == d.end:
+            buffer_drop(w, d)
     if head.status == 101:
         if not d.request_flags & HEAD_UPGRADE or not head.flags & HEAD_UPGRADE or not d.flags & F_SENT:
             return response_refused(w, d, u, REJECT_SWITCH)
@@ -440,14 +460,29 @@ cdef int response_start(Worker *w, Connection *d, Connection *u, uint32_t head_l
     if head.status >= 200:
         d.status = head.status
         d.flags |= F_ANSWERED
-        if d.flags & F_REPLAY:
-            d.flags &= ~<uint32_t> F_REPLAY
-            if d.start == d.end:
-                buffer_drop(w, d)
     elif d.minor == 0:                  # RFC 9110 15.2: a 1.0 client knows no interim responses
         u.start += u.ready
         u.ready = 0
     return PUMP_DONE
+
+
+cdef bint exchange_elsewhere(Worker *w, Connection *d, Connection *u, const HttpHead *head) noexcept nogil:
+    """The provider's sidecar answered that it sent nothing of the request to a server, so another endpoint may have it.
+    False when there is none: the response is then the caller's.
+
+    The endpoint's address is not held to have failed: other services may be behind the same sidecar.
+    """
+    cdef Service *service = table_by_sid(&w.shm, d.sid, d.sid_gen)
+    cdef uint64_t length = head.length + (head.content_length if head.body == BODY_LENGTH else 0)
+    cdef int why
+    endpoint_tried(d, u.address)
+    if service == NULL or upstream_pick(w, d, service, True, &why) == NULL:
+        return False
+    upstream_release(w, u, d.flags & F_SENT and head.body <= BODY_LENGTH and length == u.end - u.start
+                     and head.minor == 1 and not head.flags & HEAD_CLOSE)
+    request_rewind(w, d)
+    w.block.counters[C_RETRIES] += 1
+    return True
 
 
 cdef int exchange_upgrade(Worker *w, Connection *d, Connection *u) noexcept nogil:
@@ -469,14 +504,7 @@ cdef bint exchange_finish(Worker *w, Connection *d, Connection *u) noexcept nogi
     cdef bint sent = d.flags & F_SENT
     request_ended(w, d)
     d.peer = NONE
-    u.peer = NONE
-    if sent and u.start == u.end and not u.flags & (F_CLOSE | F_RDHUP | F_GONE):
-        upstream_uncount(w, u)
-        u.flags = (u.flags & F_SOCKET) | F_REUSED
-        u.scanned = 0
-        pool_put(w, u)
-    else:
-        connection_close(w, u)
+    upstream_release(w, u, sent and u.start == u.end)
     if not sent or d.flags & F_CLOSE:
         w.block.counters[C_CLOSE_DRAIN if w.draining else C_CLOSE_DONE] += 1
         linger_close(w, d)

@@ -81,6 +81,7 @@ cdef enum:                      # HttpHead.flags
     HEAD_KEEP_ALIVE = 2         # Connection: keep-alive (matters for HTTP/1.0)
     HEAD_UPGRADE = 4            # the Upgrade lines are to be forwarded: see http1.pyx, settle_upgrade
     HEAD_EXPECT_CONTINUE = 8
+    HEAD_NOT_SENT = 16          # Connection: fastside-not-sent, see respond.pyx
 
 cdef enum:
     MAX_CUTS = 32

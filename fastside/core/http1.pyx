@@ -361,6 +361,8 @@ cdef int parse_connection(const uint8_t *base, const uint8_t *p, const uint8_t *
         elif n == 2 and same_name(start, b"te", 2):
             pass                # cut in any case, as are the fields of the other well-known options
         else:
+            if n == 17 and same_name(start, b"fastside-not-sent", 17):
+                out.flags |= HEAD_NOT_SENT
             i = 0
             while fs_protected[i] != NULL:
                 if same_text(start, n, fs_protected[i]):
@@ -994,7 +996,7 @@ cdef dict _outcome(int outcome):
 
 cdef dict _head(const uint8_t *p, const HttpHead *head):
     names = (("close", HEAD_CLOSE), ("keep-alive", HEAD_KEEP_ALIVE), ("upgrade", HEAD_UPGRADE),
-             ("expect-continue", HEAD_EXPECT_CONTINUE))
+             ("expect-continue", HEAD_EXPECT_CONTINUE), ("not-sent", HEAD_NOT_SENT))
     return {
         "length": head.length,
         "version": f"HTTP/1.{head.minor}",

@@ -179,13 +179,18 @@ cdef int pump(Worker *w, Connection *src, Connection *dst) noexcept nogil:
                 return PUMP_BAD
             continue
         if not src.flags & F_READABLE:
-            buffer_drop(w, src)
+            if not src.flags & F_KEPT:
+                buffer_drop(w, src)
             pipe_drop(w, src)
             return PUMP_WAIT
         if budget - <int64_t> (src.bytes - before) <= 0:
             run_later(w, src)
             return PUMP_WAIT
-        if wants_splice(w, src):
+        if src.flags & F_KEPT and src.end == src.buffer.size:
+            src.flags &= ~<uint32_t> F_KEPT
+        if src.flags & F_KEPT:
+            pass                # more of it comes behind what was sent
+        elif wants_splice(w, src):
             rc = fill_pipe(w, src)
             if rc == 0:
                 continue
@@ -200,7 +205,7 @@ cdef int pump(Worker *w, Connection *src, Connection *dst) noexcept nogil:
                     return PUMP_EOF
                 src.flags |= F_DONE
                 continue
-        if not take_copy_buffer(w, src):
+        if not src.flags & F_KEPT and not take_copy_buffer(w, src):
             return PUMP_WAIT
         n = fill_buffer(w, src)
         if n == 0:

@@ -52,18 +52,25 @@ cdef void text_say(Text *text, const char *words) noexcept nogil:
 
 cdef bint respond(Worker *w, Connection *d, int status, const Text *body) noexcept nogil:
     """Answers the request under way. The connection goes on only if the whole request was read and nobody asked for its
-    end. False when d was closed."""
+    end. False when d was closed.
+
+    An inbound listener says when nothing of the request was sent to a server: the caller's sidecar may then send it to
+    another endpoint. It says so by a connection option, which is for the neighbour alone (RFC 9110 7.6.1).
+    """
     cdef char head[256]
     cdef int head_length
     cdef uint32_t body_length = 0 if d.method == METHOD_HEAD else body.length
     cdef bint end = d.flags & F_CLOSE or not d.flags & F_DONE or w.draining
+    cdef bint not_sent = d.direction == INBOUND and not d.flags & F_COMMITTED
     cdef ssize_t sent
     head_length = snprintf(
         head, sizeof(head),
-        "HTTP/1.1 %d %s\r\nServer: fastside\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %u\r\n%s\r\n",
-        status, fs_status_text(status), body.length,
+        "HTTP/1.1 %d %s\r\nServer: fastside\r\n%s%s"
+        "Content-Type: text/plain; charset=utf-8\r\nContent-Length: %u\r\n\r\n",
+        status, fs_status_text(status),
         <const char *> b"Connection: close\r\n" if end else
-        <const char *> (b"Connection: keep-alive\r\n" if d.minor == 0 else b""))
+        <const char *> (b"Connection: keep-alive\r\n" if d.minor == 0 else b""),
+        <const char *> (b"Connection: Fastside-Not-Sent\r\n" if not_sent else b""), body.length)
     d.status = status
     request_ended(w, d)
     sent = send(d.fd, head, head_length, MSG_NOSIGNAL | MSG_DONTWAIT | (MSG_MORE if body_length else 0))

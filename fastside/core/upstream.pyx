@@ -181,9 +181,25 @@ cdef Connection *upstream_pick(Worker *w, Connection *d, const Service *service,
 cdef void connect_failed(Worker *w, Connection *d, uint32_t address) noexcept nogil:
     w.block.counters[C_UPSTREAM_CONNECT_FAILURES] += 1
     address_failed(&w.shm, address, w.now_ms, w.settings[SET_EJECT_FAILURES], w.settings[SET_EJECT_MS])
+    endpoint_tried(d, address)
+
+
+cdef inline void endpoint_tried(Connection *d, uint32_t address) noexcept nogil:
     if d.tried_count < 3:
         d.tried[d.tried_count] = address
         d.tried_count += 1
+
+
+cdef void upstream_release(Worker *w, Connection *u, bint reusable) noexcept nogil:
+    """The exchange on u is over; the caller unlinked its downstream."""
+    u.peer = NONE
+    if reusable and not u.flags & (F_CLOSE | F_RDHUP | F_GONE):
+        upstream_uncount(w, u)
+        u.flags = (u.flags & F_SOCKET) | F_REUSED
+        u.scanned = 0
+        pool_put(w, u)
+    else:
+        connection_close(w, u)
 
 
 cdef void upstream_drop(Worker *w, Connection *d) noexcept nogil:

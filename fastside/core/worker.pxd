@@ -52,10 +52,10 @@ cdef enum:                      # Connection.flags
     F_SENT = 64                 # ... and forwarded. Opaque: FIN passed on
     F_QUEUED = 128              # on the run queue
     F_CLOSE = 512               # downstream: close after this response. upstream: not reusable
-    F_COMMITTED = 1024          # downstream: a byte of the request may have reached the server
+    F_COMMITTED = 1024          # downstream: a byte of the request may have reached a server
     F_ANSWERED = 2048           # downstream: a byte of the final response was forwarded
     F_INTERIM = 4096            # upstream: the head under way is a 1xx
-    F_REPLAY = 8192             # downstream: the whole request is still in the buffer and may be sent again
+    F_KEPT = 8192               # downstream: all that came of the request is still in the buffer
     F_REQUEST_BROKEN = 16384    # downstream: the server stopped reading; only its response is awaited
     F_TIMED = 32768             # linked into the timer wheel
     F_COUNTED = 65536           # upstream: counted as in flight at its address

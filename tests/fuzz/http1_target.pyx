@@ -28,7 +28,7 @@ cdef void check_head(const uint8_t *p, uint32_t length, HttpHead *head) noexcept
     check(head.length == length and head.minor <= 1 and head.cut_count <= MAX_CUTS)
     check(head.content_length <= <uint64_t>0x7fffffffffffffff)
     check(head.body <= BODY_UNTIL_CLOSE and (head.body == BODY_LENGTH) <= (head.content_length > 0))
-    check(head.flags < 16)
+    check(head.flags < 32)
     check_text(p, length, head.target)
     check_text(p, length, head.host)
     check_text(p, length, head.service)
