@@ -4,8 +4,9 @@ BIN := .venv/bin
 ARGS ?=
 SYSTEM := PYTHON=$(PYTHON) deploy/system-packages.sh
 SOURCES := fastside tests bench setup.py
+APPS := tests/interop/apps
 
-.PHONY: build demo test bench lint format fuzz clean
+.PHONY: build demo test interop bench lint format fuzz clean
 .DEFAULT_GOAL := build
 
 # The command is .venv/bin/fastside. The package is installed in place, so only the extension module is ever rebuilt.
@@ -19,6 +20,11 @@ demo: build
 test: .venv/installed-dev build
 	@$(SYSTEM) test
 	$(BIN)/python -m pytest $(ARGS)
+	@echo "left out: the tests with real Java, Node.js and Python SDKs; \`make interop\` runs them"
+
+# Real SDKs through two sidecars, as root. ARGS are pytest's.
+interop: .venv/installed-dev build .interop/java/built .interop/node/built .interop/python/built
+	$(BIN)/python -m pytest tests/interop $(ARGS)
 
 bench: .venv/installed-dev build
 	@$(SYSTEM) bench
@@ -40,7 +46,7 @@ fuzz: .venv/installed-dev
 	$(BIN)/python tests/fuzz/run.py $(ARGS)
 
 clean:
-	rm -rf .venv build dist *.egg-info fastside/*.so fastside/_core.c fastside/_core.html .fuzz
+	rm -rf .venv build dist *.egg-info fastside/*.so fastside/_core.c fastside/_core.html .fuzz .interop
 
 .venv/bin/python:
 	@$(SYSTEM) build
@@ -56,4 +62,22 @@ clean:
 
 .venv/installed-dev: .venv/installed
 	FASTSIDE_CORE=0 $(BIN)/pip install -q --no-build-isolation -e '.[dev]'
+	@touch $@
+
+# The applications of the interop tests.
+.interop/java/built: $(shell find $(APPS)/java -type f)
+	@$(SYSTEM) interop
+	mvn -q -B -f $(APPS)/java package
+	@touch $@
+
+.interop/node/built: $(wildcard $(APPS)/node/*.json)
+	@$(SYSTEM) interop
+	@mkdir -p $(@D)
+	cp $^ $(@D)
+	npm ci --silent --prefix $(@D)
+	@touch $@
+
+.interop/python/built: $(APPS)/python/requirements.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/pip install -q -r $<
 	@touch $@

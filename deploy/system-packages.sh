@@ -1,8 +1,9 @@
 #!/bin/sh
 # Installs the Debian or Ubuntu packages that are missing on this machine.
 #
-# Usage: deploy/system-packages.sh build|test|bench...
-#   build  what compiling needs; test  what the tests need too; bench  what the benchmarks compare with
+# Usage: deploy/system-packages.sh build|test|interop|bench...
+#   build  what compiling needs; test  what the tests need too; interop  what the tests with real SDKs need too;
+#   bench  what the benchmarks compare with
 # PYTHON (default python3) is the interpreter that will build. Uses sudo when not root.
 set -eu
 
@@ -37,6 +38,12 @@ for purpose in "$@"; do
         need curl program curl
         need wrk program wrk
         ;;
+    interop)
+        need default-jdk-headless program javac
+        need maven program mvn
+        need nodejs program node
+        need npm program npm
+        ;;
     bench)
         need haproxy program haproxy
         need iproute2 program ip
@@ -44,7 +51,7 @@ for purpose in "$@"; do
         need libnginx-mod-stream test -e /usr/lib/nginx/modules/ngx_stream_module.so
         ;;
     *)
-        echo "usage: $0 build|test|bench..." >&2
+        echo "usage: $0 build|test|interop|bench..." >&2
         exit 2
         ;;
     esac

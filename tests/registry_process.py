@@ -31,16 +31,17 @@ async def eventually(condition: Callable[[], T], what: str = "", deadline: float
 
 
 class RegistryProcess:
-    """A running `fastside registry` on a loopback port, which it keeps over restarts."""
+    """A running `fastside registry` on a port that it keeps over restarts."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        self.host = host
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http://{host}:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> RegistryProcess:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "fastside", "registry", "--bind", f"127.0.0.1:{self.port}"],
+            [sys.executable, "-m", "fastside", "registry", "--bind", f"{self.host}:{self.port}"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
         )
@@ -57,7 +58,7 @@ class RegistryProcess:
 
     def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         """Return status and decoded body of one request."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=DEADLINE)
         try:
             connection.request(method, path, body if isinstance(body, bytes | None) else json.dumps(body))
             response = connection.getresponse()

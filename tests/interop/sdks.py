@@ -1,0 +1,321 @@
+"""The SDKs that the applications under apps/ are built on, and how a test drives such an application."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import select
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import DEADLINE, wait_until
+from hosts import Host
+
+APPS = Path(__file__).parent / "apps"
+BUILT = Path(__file__).parents[2] / ".interop"
+MIB = 1 << 20
+ENDLESS = (1 << 31) - 1
+
+
+def _java(module: str, main: str) -> tuple[str, ...]:
+    built = BUILT / "java" / module
+    # A short life is faster without the second compiler and with the simplest collector.
+    flags = "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"
+    return "java", *flags, "-cp", f"{built}/classes:{built}/dependency/*", f"interop.{main}"
+
+
+@dataclass(frozen=True)
+class Sdk:
+    """An SDK, and what its caller gets to see of each kind of failure."""
+
+    name: str
+    protocol: str
+    command: tuple[str, ...]
+    port: int
+    """Where its providers listen by default."""
+    errors: Mapping[str, str]
+    """By kind of failure, a pattern of "CLASS: MESSAGE" of the exception that the caller gets."""
+    mesh: bool = False
+    """It publishes and subscribes by itself, through SOFARPC's mesh API."""
+    payload: int = 16 * MIB
+    """The largest text that it can be made to carry."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+SOFARPC_JAVA = Sdk(
+    "sofarpc-java",
+    "bolt",
+    _java("sofarpc", "SofaRpcApp"),
+    12200,
+    {
+        "unknown service": r"SofaRpcException\(\d+\)",
+        "exception": r"IllegalStateException: |SofaRpcException\(230\): ",  # it cannot read an exception of Node.js
+        "timeout": "SofaTimeOutException",
+        "lost": r"SofaRpcException\(\d+\)",
+        "overload": r"SofaRpcException\(100\)",
+    },
+    mesh=True,
+)
+SOFARPC_NODE = Sdk(
+    "sofarpc-node",
+    "bolt",
+    ("node", str(APPS / "node/sofarpc.js")),
+    12200,
+    {
+        "unknown service": "Error: ",
+        "exception": r"(java\.lang\.IllegalState|RpcServer)Exception: |Error: ",
+        "timeout": "RpcResponseTimeoutError: ",
+        "lost": "Error: ",
+    },
+)
+SOFARPC_PYTHON = Sdk(
+    "sofarpc-python",
+    "bolt",
+    (str(BUILT / "python/bin/python"), str(APPS / "python/sofarpc.py")),
+    12200,
+    # anthunder looks for the result of a failed call, and does not find it.
+    {"unknown service": "KeyError: ", "exception": "KeyError: ", "timeout": "TimeoutError: ", "lost": "KeyError: "},
+    mesh=True,
+)
+DUBBO_JAVA = Sdk(
+    "dubbo-java",
+    "dubbo",
+    _java("dubbo", "DubboApp"),
+    20880,
+    {
+        "unknown service": r"RpcException\(1\): ",
+        "exception": "IllegalStateException: ",
+        "timeout": r"RpcException\(2\): ",
+        "lost": r"RpcException\(1\): ",
+        "overload": r"RpcException\(1\): ",
+    },
+)
+DUBBO_NODE = Sdk(
+    "dubbo-node",
+    "dubbo",
+    ("node", str(APPS / "node/dubbo.js")),
+    20880,
+    {
+        "unknown service": "Error: ",
+        "exception": "java.lang.IllegalStateException: ",
+        "timeout": "Error: remote invoke timeout",
+        "lost": "Error: ",
+    },
+    payload=7 * MIB,  # it refuses to send more than 8 MiB
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What happened to the calls of a run."""
+
+    started: int
+    finished: int
+    ok: int
+    wrong: int
+    """Calls that returned something else than what they should."""
+    errors: Mapping[str, int]
+    """Failed calls by class of the exception."""
+    messages: Mapping[str, str]
+    """The last message of each class of exception."""
+    done: bool
+
+    @property
+    def in_flight(self) -> int:
+        return self.started - self.finished
+
+    @property
+    def failed(self) -> int:
+        return self.finished - self.ok
+
+    def assert_ok(self, count: int | None = None) -> None:
+        """Every call returned what it should, and there were `count` of them."""
+        assert self.done
+        assert self.ok == self.finished, self
+        assert count in (None, self.ok)
+
+    def assert_failed(self, pattern: str, count: int | None = None) -> None:
+        """Every call failed with an exception like `pattern`, and there were `count` of them."""
+        assert self.done
+        assert sum(self.errors.values()) == self.finished, self
+        self.assert_errors_like(pattern)
+        assert count in (None, self.finished)
+
+    def assert_errors_like(self, pattern: str) -> None:
+        """No call returned something wrong, and those that failed did so with an exception like `pattern`."""
+        assert self.wrong == 0, self
+        for name, message in self.messages.items():
+            assert re.match(pattern, f"{name}: {message}", re.DOTALL), self
+
+
+class App:
+    """A running application; see apps/README.md for what it is told. Leaving the context stops it.
+
+    host: where it runs; None: in the test's own namespace.
+    """
+
+    def __init__(self, sdk: Sdk, host: Host | None, logs: Path, options: Mapping[str, Any]) -> None:
+        self.sdk = sdk
+        self._host = host
+        self._options = options
+        self._log_path = logs / f"{sdk}-{options['role']}.log"
+        self._runs = itertools.count()
+
+    def start(self) -> App:
+        place = self._host.entered() if self._host else contextlib.nullcontext()
+        with place, self._log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*self.sdk.command, json.dumps(self._options)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                bufsize=0,
+                cwd=self._log_path.parent,
+                env=os.environ | {"NODE_PATH": str(BUILT / "node/node_modules")},
+                start_new_session=True,
+            )
+        try:
+            assert self._answer() == {"ready": True}
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def tell(self, action: str, **arguments: Any) -> dict[str, Any]:
+        """Give a command and return the answer."""
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps({"action": action, **arguments}).encode() + b"\n")
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout
+        line = b""
+        while not line.endswith(b"\n"):
+            ready, _, _ = select.select([self.process.stdout], [], [], DEADLINE)
+            assert ready, f"{self.sdk} does not answer"
+            data = self.process.stdout.read(65536)
+            assert data, f"{self.sdk} ended"
+            line += data
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    # What consumers do
+
+    def call(self, method: str = "echo", calls: int = 1, **arguments: Any) -> Result:
+        """Make calls and wait until all have ended; see `begin`."""
+        return self.begin(method, calls, **arguments).wait()
+
+    def begin(
+        self,
+        method: str = "echo",
+        calls: int = ENDLESS,
+        *,
+        callers: int = 1,
+        size: int = 16,
+        name: str | None = None,
+        version: str | None = None,
+        serialization: str | None = None,
+        timeout: float = DEADLINE,
+    ) -> Run:
+        """Let callers make calls, by default until they are stopped. `size` is in bytes, `timeout` in seconds."""
+        target = {"name": name, "version": version, "serialization": serialization, "timeout": int(timeout * 1000)}
+        run = f"run {next(self._runs)}"
+        self.tell("start", run=run, method=method, calls=calls, callers=callers, size=size, target=target)
+        return Run(self, run)
+
+    # What providers do
+
+    def open_gate(self) -> None:
+        """Let the held calls go on, and those that follow."""
+        self.tell("gate", open=True)
+
+    def close_gate(self) -> None:
+        """Hold the calls that follow."""
+        self.tell("gate", open=False)
+
+    def wait_held(self, count: int) -> None:
+        """Wait until so many calls wait at the gate."""
+        wait_until(lambda: self.tell("held")["held"] == count, what=f"{count} calls wait at the gate of {self.sdk}")
+
+    # How they end
+
+    def stop(self) -> None:
+        """End it in the SDK's orderly way."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        assert self.process.wait(DEADLINE) == 0
+        self._close()
+
+    def kill(self) -> None:
+        """SIGKILL, if it still runs."""
+        self.process.kill()
+        self.process.wait(DEADLINE)
+        self._close()
+
+    def __enter__(self) -> App:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind:
+            self.kill()
+        else:
+            self.stop()
+
+    def _close(self) -> None:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+
+def provider(sdk: Sdk, host: Host | None, logs: Path, **options: Any) -> App:
+    """A provider. By default it executes 200 calls at a time, and lets 20,000 more wait."""
+    defaults = {"role": "provider", "registry": None, "port": sdk.port, "threads": 200, "queue": 20000}
+    return App(sdk, host, logs, defaults | options)
+
+
+def consumer(sdk: Sdk, host: Host | None, logs: Path, **options: Any) -> App:
+    """A consumer, which needs a registry or an address."""
+    return App(sdk, host, logs, {"role": "consumer", "registry": None, "address": None} | options)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The calls of a consumer that are under way together."""
+
+    app: App
+    name: str
+
+    def look(self) -> Result:
+        return Result(**self.app.tell("look", run=self.name))
+
+    def wait(self) -> Result:
+        """Wait until all calls have been made and have ended."""
+        wait_until(lambda: self.look().done, 3 * DEADLINE, f"the calls end; {self.look()}")
+        return self.look()
+
+    def stop(self) -> Result:
+        """Start no further call, and wait until those under way have ended."""
+        self.app.tell("stop", run=self.name)
+        return self.wait()
+
+    def wait_finished(self, more: int) -> None:
+        """Wait until so many further calls have ended, well or not."""
+        goal = self.look().finished + more
+        wait_until(lambda: self.look().finished >= goal, what=f"calls end; {self.look()}")
+
+    def wait_in_flight(self, count: int) -> None:
+        wait_until(lambda: self.look().in_flight == count, what=f"{count} calls are in flight; {self.look()}")
+
+    def wait_ok(self, more: int = 10) -> None:
+        """Wait until so many further calls have succeeded."""
+        goal = self.look().ok + more
+        wait_until(lambda: self.look().ok >= goal, 2 * DEADLINE, f"calls succeed; {self.look()}")
