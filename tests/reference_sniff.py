@@ -34,7 +34,7 @@ def http1() -> Iterable[Pattern]:
 
 
 def bolt() -> Iterable[Pattern]:
-    kinds_and_commands = [(0, 0), (0, 2), (1, 0), (1, 1), (2, 1)]
+    kinds_and_commands = [(0, 0), (0, 2), (1, 0), (1, 1), (2, 0), (2, 1)]
     for start, (kind, command) in itertools.product((b"\1", b"\2\1", b"\2\2"), kinds_and_commands):
         yield exactly(start + bytes([kind, 0, command]))
 

@@ -54,8 +54,7 @@ cdef int sniff_http(const uint8_t *p, uint32_t n) noexcept nogil:
 
 
 cdef int sniff_bolt(const uint8_t *p, uint32_t n) noexcept nogil:
-    """From the type byte on: the type, and the command code, of which a request and a response have one each besides
-    the heartbeat's 0."""
+    """From the type byte on: the type, and the command code, which is the type's own or the heartbeat's 0."""
     if n == 0:
         return SNIFF_MORE
     if p[0] > 2:
@@ -66,9 +65,7 @@ cdef int sniff_bolt(const uint8_t *p, uint32_t n) noexcept nogil:
         return SNIFF_OPAQUE
     if n == 2:
         return SNIFF_MORE
-    if p[0] == 0:
-        return SNIFF_BOLT if p[2] == 0 or p[2] == 2 else SNIFF_OPAQUE
-    return SNIFF_BOLT if p[2] == 1 or (p[2] == 0 and p[0] == 1) else SNIFF_OPAQUE
+    return SNIFF_BOLT if p[2] == 0 or p[2] == (2 if p[0] == 0 else 1) else SNIFF_OPAQUE
 
 
 cdef int sniff_bolt2(const uint8_t *p, uint32_t n) noexcept nogil:

@@ -25,6 +25,7 @@ sys.path.insert(0, str(HERE.parent))
 
 import bolt_corpus  # noqa: E402
 import http1_corpus  # noqa: E402
+import sniff_corpus  # noqa: E402
 
 
 def messages(valid: Iterable[tuple[Any, ...]], invalid: Mapping[str, list[bytes]]) -> list[bytes]:
@@ -50,7 +51,16 @@ def bolt_seeds() -> list[bytes]:
     return [b"\x12\x34\x56\x78" + raw for raw in messages(bolt_corpus.VALID, bolt_corpus.INVALID)]
 
 
-SEEDS: dict[str, Callable[[], list[bytes]]] = {"http1": http1_seeds, "bolt": bolt_seeds}
+def sniff_seeds() -> list[bytes]:
+    hellos = [raw for raw in (*(raw for raw, _ in sniff_corpus.GOOD), *sniff_corpus.BAD.values()) if len(raw) < 4096]
+    return [
+        *(b"\0" + raw[:64] for _, raw, _ in sniff_corpus.BEGINNINGS),
+        *(b"\0" + raw for raw in hellos),
+        *(b"\1\x20" + raw[9:] for raw in hellos),
+    ]
+
+
+SEEDS: dict[str, Callable[[], list[bytes]]] = {"http1": http1_seeds, "bolt": bolt_seeds, "sniff": sniff_seeds}
 
 
 def find_clang() -> str | None:

@@ -1,0 +1,5 @@
+include "core/linux.pxd"
+include "core/native.pxd"
+include "core/names.pxd"
+include "core/http1.pxd"
+include "core/sniff.pxd"
