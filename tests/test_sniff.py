@@ -16,7 +16,7 @@ from fastside import _core
 from harness import DEADLINE, require_program
 from sniff_corpus import BAD, BEGINNINGS, GOOD, HELLOS, KEY_SHARE, PLAIN, SNI, body, extension, message, records, sni
 
-bounded = settings(max_examples=2000, derandomize=True, deadline=None, database=None)
+bounded = settings(max_examples=600, derandomize=True, deadline=None, database=None)
 
 
 @pytest.mark.parametrize(("protocol", "data", "enough"), BEGINNINGS)
