@@ -167,11 +167,13 @@ class Admin:
         state = source = "published"
         if key.direction == "outbound":
             state, known = self._control.subscriptions.endpoints(key.service)
+            name = self._control.subscriptions.spelling(key.service)
             states = {one.endpoint.address: one.state for one in known}
             source = "configuration" if self._control.subscriptions.is_static(key.service) else "registry"
         else:
-            for one in self._control.publications.of(key.service):
-                states[one.local] = one.liveness.owner
+            publications = self._control.publications.of(key.service)
+            states = {one.local: one.liveness.owner for one in publications}
+            name = publications[0].name
         live = {one["address"]: one for one in self._control.table.explain_pick(key.direction, key.service)}
         endpoints = []
         for ip, port, weight in record["endpoints"]:
@@ -190,6 +192,7 @@ class Admin:
         return {
             "direction": key.direction,
             "service": key.service,
+            "name": name,
             "protocol": record["protocol"],
             "balance": record["balance"],
             "state": state,

@@ -34,6 +34,7 @@ MemorySize = Annotated[int, Meta(ge=MIB, lt=2**40, description="a size from 1MiB
 SpliceSize = Annotated[int, Meta(ge=0, lt=2**32, description="a size such as 128KiB, below 4GiB; 0 = never")]
 Bind = Annotated[str, Meta(description="IP:PORT, for example 127.0.0.1:20882 or [::1]:20882")]
 BindOrSocket = Annotated[str, Meta(description="IP:PORT or unix:/path")]
+Port = Annotated[int, Meta(ge=1, le=65535, description="a port from 1 to 65535")]
 Url = Annotated[str, Meta(description="a URL such as http://10.0.0.5:20885")]
 ServiceName = Annotated[str, Meta(description="a service name")]
 Token = Annotated[str, Meta(description="the name of a header")]
@@ -74,7 +75,7 @@ class Listener(Section, frozen=True, kw_only=True):
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """An entry that is called like a default listener changes only what it says."""
-        for listener in DEFAULT_LISTENERS:
+        for listener in (*DEFAULT_LISTENERS, MESH_LISTENER):
             if listener.name == given.get("name"):
                 return {"direction": listener.direction, "bind": listener.bind, "protocol": listener.protocol}
         return {}
@@ -84,6 +85,10 @@ DEFAULT_LISTENERS = (
     Listener(name="inbound", direction="inbound", bind="0.0.0.0:20881"),
     Listener(name="outbound", direction="outbound", bind="127.0.0.1:20882"),
 )
+
+
+MESH_LISTENER = Listener(name="mesh", direction="outbound", bind="127.0.0.1:12220", protocol="bolt")
+"""Where SOFARPC's clients call a sidecar. It exists where their API does."""
 
 
 class StaticEndpoint(Section, frozen=True, kw_only=True):
@@ -176,6 +181,24 @@ class RegistrySource(Section, frozen=True, kw_only=True):
     """How long they stay in use while the registry is away."""
 
 
+class MeshApi(Section, frozen=True, kw_only=True):
+    """SOFARPC's mesh registry API; plain "IP:PORT" stands for api."""
+
+    shorthand: ClassVar[str] = "api"
+    api: Bind
+    app_port: Port = 12200
+    """Where the application listens, unless it says so itself."""
+
+
+class DubbodApi(Section, frozen=True, kw_only=True):
+    """MOSN's dubbod API; plain "IP:PORT" stands for api."""
+
+    shorthand: ClassVar[str] = "api"
+    api: Bind
+    app_port: Port = 20880
+    """Where the application listens."""
+
+
 def default_runtime_dir() -> str:
     """Where the sockets of a running sidecar are: $FASTSIDE_RUNTIME_DIR, or by user."""
     if given := os.environ.get("FASTSIDE_RUNTIME_DIR"):
@@ -208,6 +231,8 @@ class Config(Section, frozen=True, kw_only=True):
     state_dir: AbsolutePath = field(default_factory=default_state_dir)
     listeners: list[Listener] = field(default_factory=lambda: list(DEFAULT_LISTENERS))
     api: BindOrSocket = "127.0.0.1:20883"
+    mesh: MeshApi | None = None
+    dubbod: DubbodApi | None = None
     metrics: Bind = "127.0.0.1:20884"
     registry: RegistrySource = RegistrySource()
     services: dict[str, ServicePolicy] = field(default_factory=dict)
@@ -217,6 +242,12 @@ class Config(Section, frozen=True, kw_only=True):
     ejection: Ejection = Ejection()
     splice_after: SpliceSize = 128 * KIB
     """Bytes of a stream that are copied before it is spliced; 0 = never splice."""
+
+    @property
+    def apis(self) -> dict[str, str]:
+        """The binds of the takeover APIs, by their keys in the file."""
+        others = {"mesh": self.mesh, "dubbod": self.dubbod}
+        return {"api": self.api} | {f"{key}.api": one.api for key, one in others.items() if one is not None}
 
     @property
     def admin_socket(self) -> str:
@@ -326,11 +357,16 @@ def join_host_port(host: str, port: int) -> str:
 
 def parse_service(value: object) -> str:
     """Return the name of a service, in lower case. Raises ValueError if it is not one."""
+    return check_service(value).lower()
+
+
+def check_service(value: object) -> str:
+    """Return the name of a service as it is spelled. Raises ValueError if it is not one."""
     if not isinstance(value, str):
         raise ValueError(f"YAML reads `{value}` as something other than text; put the service's name in quotes")
     if not re.fullmatch(r"[a-zA-Z0-9._:@/$-]{1,255}", value, re.ASCII):
         raise ValueError(f"`{value}` is not a service name; use 1 to 255 of a-z 0-9 . _ : @ / $ -")
-    return value.lower()
+    return value
 
 
 def _bind_or_socket(value: object) -> str:
@@ -430,7 +466,8 @@ def _text(path: Path) -> str:
 def _completed(config: Config) -> Config:
     """Add the default listeners of which no entry has the name, and apply the environment."""
     names = {listener.name for listener in config.listeners}
-    missing = [listener for listener in DEFAULT_LISTENERS if listener.name not in names]
+    wanted = DEFAULT_LISTENERS if config.mesh is None else (*DEFAULT_LISTENERS, MESH_LISTENER)
+    missing = [listener for listener in wanted if listener.name not in names]
     changes: dict[str, Any] = {"listeners": config.listeners + missing}
     if "FASTSIDE_RUNTIME_DIR" in os.environ:
         changes["runtime_dir"] = default_runtime_dir()
@@ -487,10 +524,12 @@ def _unsound_listeners(config: Config) -> Iterator[tuple[str, str]]:
 def _unsound_binds(config: Config) -> Iterator[tuple[str, str]]:
     binds = [(f"listeners[{index}].bind", x.bind, f"listener `{x.name}`") for index, x in enumerate(config.listeners)]
     binds += [("metrics", config.metrics, "metrics")]
-    if not config.api.startswith("unix:"):
-        binds += [("api", config.api, "api")]
-        if not ipaddress.ip_address(host_port(config.api)[0]).is_loopback:
-            yield "api", "the takeover API has no authentication; use a loopback address or unix:/path"
+    for key, bind in config.apis.items():
+        if not bind.startswith("unix:"):
+            binds += [(key, bind, key)]
+            if not ipaddress.ip_address(host_port(bind)[0]).is_loopback:
+                path = " or unix:/path" if key == "api" else ""
+                yield key, f"the takeover API has no authentication; use a loopback address{path}"
     for index, (key, bind, what) in enumerate(binds):
         for _, other_bind, other in binds[:index]:
             if _overlap(bind, other_bind):

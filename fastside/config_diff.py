@@ -9,7 +9,7 @@ import msgspec
 
 from fastside.config import Config
 
-FIXED = ("workers", "accept", "runtime_dir", "state_dir", "api", "metrics")
+FIXED = ("workers", "accept", "runtime_dir", "state_dir", "api", "mesh", "dubbod", "metrics")
 FIXED_LIMITS = ("connections", "services", "addresses", "table_bytes", "service_series")
 """What the shared memory and the processes were made with."""
 
@@ -25,7 +25,7 @@ def effective(running: Config, new: Config) -> Config:
 
 def changes(running: Config, new: Config) -> list[str]:
     """One line per difference, by the key's path."""
-    late = {*FIXED, *(f"limits.{name}" for name in FIXED_LIMITS)}
+    fixed = (*FIXED, *(f"limits.{name}" for name in FIXED_LIMITS))
     lines = []
     for path, old_value, new_value in _differences("", _plain(running), _plain(new)):
         if old_value is _MISSING:
@@ -34,7 +34,8 @@ def changes(running: Config, new: Config) -> list[str]:
             line = f"{path}: removed"
         else:
             line = f"{path}: {_show(old_value)} -> {_show(new_value)}"
-        lines.append(f"{line} (takes effect at the next start)" if path in late else line)
+        late = any(path == name or path.startswith(f"{name}.") for name in fixed)
+        lines.append(f"{line} (takes effect at the next start)" if late else line)
     return lines
 
 

@@ -32,7 +32,8 @@ from fastside.registry import Address, Endpoint, Registry
 from fastside.registry import snapshot as snapshots
 from fastside.registry.memory import MemoryRegistry
 from fastside.registry.remote import RemoteRegistry
-from fastside.takeover import api
+from fastside.takeover import api, dubbod, mesh
+from fastside.takeover.flags import FlaggedTable
 from fastside.takeover.publications import Publications
 from fastside.takeover.subscriptions import Subscriptions
 
@@ -88,8 +89,9 @@ class Control:
             config.registry.stale / SAVES_PER_STALE_TIME or None,
             self.alarms,
         )
-        self.publications = Publications(config, self.registry, self.desired, self.saver.change)
-        self.subscriptions = Subscriptions(config, self.registry, self.desired, self.saver.change)
+        flagged = FlaggedTable(self.desired)
+        self.publications = Publications(config, self.registry, flagged, table, self.saver.change)
+        self.subscriptions = Subscriptions(config, self.registry, flagged, self.saver.change)
         self.first_subscriptions: set[str] = set()
         """Those that were there at the start: the sidecar is ready when something is known about each of them."""
         self._stop = asyncio.Event()
@@ -98,16 +100,15 @@ class Control:
     async def serve(self) -> int:
         """Serve until the master says stop, or nobody needs this process any more. Raises CannotStart."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._on_sigterm)
-        sockets = Sockets(self.config)
-        applications = (api.application(self), health.application(self), admin.application(self))
-        runners = [web.AppRunner(application, **_RUNNER) for application in applications]
+        # Ports that cannot be had are found before anything is begun.
+        servers = [(web.AppRunner(application, **_RUNNER), sock) for application, sock in self._servers()]
         try:
             self._restore()
             await self.registry.start(self.subscriptions)
             self._spawn(self.desired.run())
             self._spawn(self.saver.run())
             self._spawn(self._watch_admin_socket())
-            for runner, sock in zip(runners, (sockets.api, sockets.metrics, sockets.admin), strict=True):
+            for runner, sock in servers:
                 await runner.setup()
                 await web.SockSite(runner, sock).start()
             with contextlib.suppress(MasterGone):
@@ -115,8 +116,23 @@ class Control:
                 self.link.tell("ready")
             await self._stop.wait()
         finally:
-            await self._close(runners)
+            await self._close([runner for runner, _ in servers])
         return 0
+
+    def _servers(self) -> list[tuple[web.Application, socket.socket]]:
+        """What is served, and the sockets for it. Raises CannotStart."""
+        config = self.config
+        servers = [
+            (admin.application(self), _listen("the admin socket", f"unix:{config.admin_socket}", 0o600)),
+            (health.application(self), _listen("metrics and health", config.metrics)),
+            # Who may reach a unix socket is up to its directory, as who may reach a port is up to the network.
+            (api.application(self), _listen("the API", config.api, 0o666)),
+        ]
+        if config.mesh is not None:
+            servers.append((mesh.application(self), _listen("the mesh API", config.mesh.api)))
+        if config.dubbod is not None:
+            servers.append((dubbod.application(self), _listen("the dubbod API", config.dubbod.api)))
+        return servers
 
     def not_ready(self) -> list[str]:
         """What is missing before calls are served as they should be; empty when nothing is."""
@@ -270,16 +286,6 @@ class Control:
 
 
 _RUNNER: dict[str, Any] = {"access_log": None, "handler_cancellation": True, "shutdown_timeout": 0.1}
-
-
-class Sockets:
-    """What control listens on. Raises CannotStart."""
-
-    def __init__(self, config: Config) -> None:
-        self.admin = _listen("the admin socket", f"unix:{config.admin_socket}", 0o600)
-        self.metrics = _listen("metrics and health", config.metrics)
-        # Who may reach a unix socket is up to its directory, as who may reach a port is up to the network.
-        self.api = _listen("the API", config.api, 0o666)
 
 
 def _listen(what: str, bind: str, mode: int = 0) -> socket.socket:

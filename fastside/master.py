@@ -127,7 +127,7 @@ class Master:
         """Open, or take over, what outlives the other processes. Raises StartError, ListenError, RuntimeDirError."""
         setproctitle("fastside: master")
         self.config = config
-        self.config_path = config_path
+        self.config_path = config_path.absolute() if config_path is not None else None
         self.state = "starting"
         self.exit_code: int | None = None
         self.started = time.time()
@@ -260,7 +260,9 @@ class Master:
         for listener in config.listeners:
             target = f" to {listener.service}" if listener.service else ""
             say(f"  {listener.name:<13}  {listener.bind} ({listener.direction} {listener.protocol}{target})")
-        say(f"  API            {config.api}")
+        for key, bind in config.apis.items():
+            name = "API" if key == "api" else key.replace(".api", " API")
+            say(f"  {name:<13}  {bind}")
         say(f"  metrics        http://{config.metrics}/metrics")
         say(f"  admin          {config.admin_socket}")
         say(f"  registry       {config.registry.url or 'its own, in this sidecar'}")

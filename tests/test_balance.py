@@ -345,8 +345,8 @@ def test_explain_shows_what_balancing_looks_at(probe: ModuleType) -> None:
         ejected_for = explained[0].pop("ejected_for_ms")
         assert 0 < ejected_for < 0xFFFFFFFF
         assert explained == [
-            {"address": "10.0.0.0:80", "weight": 1, "inflight": 0, "loop": False},
-            {"address": "10.0.0.1:80", "weight": 2, "inflight": 5, "loop": False, "ejected_for_ms": 0},
-            {"address": "10.0.0.2:80", "weight": 1, "inflight": 0, "loop": True, "ejected_for_ms": 0},
+            {"address": "10.0.0.0:80", "weight": 1, "inflight": 0, "failures": 1, "loop": False},
+            {"address": "10.0.0.1:80", "weight": 2, "inflight": 5, "failures": 0, "loop": False, "ejected_for_ms": 0},
+            {"address": "10.0.0.2:80", "weight": 1, "inflight": 0, "failures": 0, "loop": True, "ejected_for_ms": 0},
         ]
     assert table.explain_pick("outbound", "b") == []

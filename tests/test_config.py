@@ -16,7 +16,9 @@ from fastside.config import (
     DEFAULT_LISTENERS,
     Config,
     ConfigError,
+    DubbodApi,
     Listener,
+    MeshApi,
     StaticEndpoint,
     core_settings,
     host_port,
@@ -46,6 +48,8 @@ services:
     request_timeout: 1.5
     protocol: bolt
     endpoints: ["10.0.0.1:80", {address: "10.0.0.2:80", weight: 3}]
+mesh: {api: "127.0.0.1:33330", app_port: 32200}
+dubbod: "127.0.0.1:32222"
 timeouts: {connect: 250ms, header: 10s, request: 1m, keepalive: 5m, idle: 1h, half_close: 30s, pool_idle: 4s}
 limits: {connections: 1024, head_bytes: 32KiB, headers: 100, buffer_memory: 64MiB, pool_per_endpoint: 0,
          services: 10, addresses: 100, table_bytes: 2MiB, service_series: 5}
@@ -86,7 +90,15 @@ def test_every_key(tmp_path: Path) -> None:
         Listener(name="outbound", direction="outbound", bind="127.0.0.1:30882", service_header="x-service"),
         Listener(name="redis", direction="outbound", bind="[::1]:6380", protocol="tcp", service="redis"),
         Listener(name="inbound", direction="inbound", bind="0.0.0.0:20881"),
+        Listener(name="mesh", direction="outbound", bind="127.0.0.1:12220", protocol="bolt"),
     ]
+    assert config.mesh == MeshApi(api="127.0.0.1:33330", app_port=32200)
+    assert config.dubbod == DubbodApi(api="127.0.0.1:32222", app_port=20880)
+    assert config.apis == {
+        "api": "unix:/tmp/api.sock",
+        "mesh.api": "127.0.0.1:33330",
+        "dubbod.api": "127.0.0.1:32222",
+    }
     policy = config.services["svc-a"]
     assert policy.protocol == "bolt"
     assert policy.hash_by == "header:x-user"
@@ -238,6 +250,10 @@ def test_the_settings_are_those_of_the_data_path() -> None:
         ("services: {a: {hash_by: 'header:x'}}", "services.a.hash_by: only consistent_hash looks at it"),
         ("services: {a: {hash_by: cookie}}", "`cookie` is neither `source` nor `header:NAME`"),
         ("services: {a: {balance: random}}", "`random` is not one of the choices; use one of consistent_hash, "),
+        ("mesh: '127.0.0.1:20883'", "1:7: mesh.api: 127.0.0.1:20883 (mesh.api) is taken by api"),
+        ("dubbod: {app_port: 20880}", "1:9: dubbod: `api` is missing; say IP:PORT"),
+        ("dubbod: '0.0.0.0:22222'", "dubbod.api: the takeover API has no authentication; use a loopback address"),
+        ("mesh: {api: '127.0.0.1:1', app_port: 0}", "mesh.app_port: expected a port from 1 to 65535, got"),
         ("services: {a: {protocol: bolt}}", "services.a.protocol: only for `endpoints`"),
         (
             "{listeners: [{name: outbound, service: a}], services: {A: {protocol: bolt, endpoints: ['1.2.3.4:5']}}}",
@@ -262,6 +278,14 @@ def test_a_problem_says_where_and_what_would_be_right(tmp_path: Path, text: str,
     found = problems(tmp_path, text)
     assert len(found) == 1, found
     assert problem in found[0]
+
+
+def test_the_mesh_api_brings_its_listener(tmp_path: Path) -> None:
+    """A name of SOFARPC's clients' port, which an entry of that name changes like any other."""
+    assert all(listener.name != "mesh" for listener in loaded(tmp_path, "workers: 1").listeners)
+    text = "{mesh: '127.0.0.1:13330', listeners: [{name: mesh, bind: '127.0.0.1:12221'}]}"
+    (mesh,) = (listener for listener in loaded(tmp_path, text).listeners if listener.name == "mesh")
+    assert (mesh.direction, mesh.bind, mesh.protocol) == ("outbound", "127.0.0.1:12221", "bolt")
 
 
 def test_all_problems_are_named_in_order(tmp_path: Path) -> None:

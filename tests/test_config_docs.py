@@ -11,9 +11,11 @@ import pytest
 from fastside.config import (
     Config,
     Drain,
+    DubbodApi,
     Ejection,
     Limits,
     Listener,
+    MeshApi,
     RegistrySource,
     ServicePolicy,
     Timeouts,
@@ -26,6 +28,8 @@ DOCS = Path(__file__).parents[1] / "docs"
 SECTIONS = {
     "Top level": Config,
     "listeners": Listener,
+    "mesh": MeshApi,
+    "dubbod": DubbodApi,
     "registry": RegistrySource,
     "services": ServicePolicy,
     "timeouts": Timeouts,

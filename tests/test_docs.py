@@ -28,10 +28,10 @@ def test_commands_exist(page: Path) -> None:
     assert verbs <= set(main.commands)
 
 
-def test_the_example_configuration_is_sound(tmp_path: Path) -> None:
-    examples = re.findall(
-        r"^```yaml\n(.*?)^```", (ROOT / "docs/configuration.md").read_text(), re.MULTILINE | re.DOTALL
-    )
+@pytest.mark.parametrize("page", ["configuration", "takeover"])
+def test_the_example_configurations_are_sound(page: str, tmp_path: Path) -> None:
+    text = (ROOT / f"docs/{page}.md").read_text()
+    examples = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert examples
     for example in examples:
         path = tmp_path / "fastside.yaml"

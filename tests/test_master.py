@@ -33,6 +33,16 @@ def refused(address: tuple[str, int]) -> bool:
 
 
 class TestStart:
+    def test_a_relative_path_is_that_of_the_start(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with Sidecar(directory=tmp_path) as sidecar:
+            absolute = sidecar.config_path
+            sidecar.stop()
+            sidecar.config_path = absolute.relative_to(tmp_path)
+            sidecar.start()
+            assert sidecar.cli("status", "-o", "json").stdout.count(str(absolute)) == 1
+            sidecar.config_path = absolute
+
     def test_says_what_it_does(self, sidecar):
         wait_until(lambda: "try: fastside publish svc-a --port 20880\n" in sidecar.log())
         log = sidecar.log()

@@ -8,6 +8,8 @@ import os
 import signal
 import socket
 import socketserver
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ import pytest
 from fastside.admin_client import AdminClient
 from fastside.client import ApiError, Client, NotReachable, Subscription
 from fastside.control import WITHDRAWAL
-from fastside.takeover.publications import FAILURES, Liveness, Owner
+from fastside.takeover.ports import FAILURES, Liveness, Owner
 from harness import DEADLINE, Origin, Raw, Sidecar, call, free_port, request_bytes, wait_until
 from registry_process import RegistryProcess
 
@@ -112,6 +114,71 @@ def test_an_application_that_dies_is_withdrawn_and_comes_back(sidecar):
         wait_until(lambda: call(sidecar.outbound, "svc-a").status == 200, what="it is registered again")
 
 
+LISTEN = """
+import socket, sys
+server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+print("ready", flush=True)
+while True:
+    server.accept()[0].close()
+"""
+
+
+@contextlib.contextmanager
+def listening_process() -> Iterator[tuple[int, subprocess.Popen[str]]]:
+    """A process that listens, and its port."""
+    port = free_port()
+    command = [sys.executable, "-c", LISTEN, str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        try:
+            yield port, process
+        finally:
+            process.kill()
+
+
+def test_a_refused_call_has_its_port_looked_at(sidecar):
+    """Of two applications that are killed, the one that is called is missed first, though it was killed last."""
+    with listening_process() as (quiet, quiet_process), listening_process() as (busy, busy_process):
+        sidecar.client.publish("quiet", quiet)
+        sidecar.client.publish("busy", busy)
+        quiet_process.kill()
+        quiet_process.wait()
+        busy_process.kill()
+        busy_process.wait()
+        owners = []
+
+        def someone_is_missed() -> bool:
+            assert call(sidecar.inbound, "busy").status == 502
+            owners[:] = [one["owner"] for name in ("quiet", "busy") for one in published(sidecar, name)]
+            return "down" in owners
+
+        wait_until(someone_is_missed)
+        assert owners == ["up", "down"]
+
+
+def test_many_services_at_one_port_are_one_application(sidecar):
+    """Its port is looked at once for all of them."""
+    looks = 0
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as server:
+        server.setblocking(False)
+        for number in range(50):
+            sidecar.client.publish(f"svc-{number}", server.getsockname()[1])
+        assert {one["owner"] for one in sidecar.client.services()["published"]} == {"up"}
+
+        def looked_at() -> bool:
+            nonlocal looks
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    server.accept()[0].close()
+                    looks += 1
+            return looks > 1
+
+        wait_until(looked_at)
+        assert looks < 50
+    wait_until(lambda: {one["owner"] for one in sidecar.client.services()["published"]} == {"down"})
+
+
 def test_liveness():
     liveness = Liveness()
     assert [liveness.observe(False) for _ in range(10)] == [False] * 10
@@ -126,6 +193,9 @@ def test_liveness():
     assert not liveness.observe(False)
     assert liveness.observe(True)
     assert liveness.owner is Owner.UP
+    assert not liveness.observe(True, calls_fail=True)
+    assert liveness.observe(False, calls_fail=True)
+    assert liveness.owner is Owner.DOWN
 
 
 def test_a_lease_ends_unless_it_is_renewed(sidecar):
@@ -367,6 +437,7 @@ def test_a_watch_pushes_changes(sidecar, origin):
         client.publish("svc-a", origin.port)
         assert next(watch) == {
             "service": "svc-a",
+            "name": "svc-a",
             "address": f"127.0.0.1:{sidecar.outbound_port}",
             "endpoints": [f"127.0.0.1:{sidecar.inbound_port}"],
             "state": "fresh",
@@ -375,7 +446,8 @@ def test_a_watch_pushes_changes(sidecar, origin):
         assert next(watch)["state"] == "gone"
         client.unsubscribe("svc-a")
         raw.read_until(b"event: end\n")
-        assert next(watch) == {"service": "svc-a", "address": None, "endpoints": [], "state": "gone"}
+        gone = {"name": "svc-a", "address": None, "endpoints": [], "state": "gone"}
+        assert next(watch) == {"service": "svc-a", **gone}
         assert raw.read_until(b"0\r\n\r\n")
 
 

@@ -112,14 +112,14 @@ def services(service: str | None, config_path: Path | None, output: str) -> None
     print_table(
         ["direction", "service", "protocol", "balance", "endpoint", "weight", "state", "in flight", "note"],
         [
-            [record["direction"], record["service"], record["protocol"], record["balance"], *endpoint]
+            [record["direction"], record["name"], record["protocol"], record["balance"], *endpoint]
             for record in answer["services"]
             for endpoint in _endpoint_cells(record)
         ],
     )
     for record in answer["services"]:
         if record["refused"]:
-            click.echo(f"refused: {record['direction']} {record['service']}: {record['refused']}")
+            click.echo(f"refused: {record['direction']} {record['name']}: {record['refused']}")
 
 
 def _endpoint_cells(record: dict[str, Any]) -> list[list[Any]]:

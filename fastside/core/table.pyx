@@ -570,7 +570,8 @@ cdef class Table:
 
         hash: of the header or source address, for the consistent-hash policies. "chosen" marks the endpoint that the
         policy would give now; for round robin and least request this process has a position of its own, as each worker
-        has. "ejected_for_ms" is 0 for an endpoint that takes part. "loop": it is one of the sidecar's own listeners.
+        has. "failures": connects in a row that failed, as far as they count for ejection. "ejected_for_ms" is 0 for an
+        endpoint that takes part. "loop": it is one of the sidecar's own listeners.
         Raises ValueError when the table is damaged.
         """
         cdef bytes key = service.encode()
@@ -579,6 +580,7 @@ cdef class Table:
         cdef Shm shm = self.shm
         cdef const Endpoint *chosen
         cdef Address *address
+        cdef AddressState *state
         cdef uint64_t now_ms, until
         cdef uint32_t i
         cdef int result
@@ -606,10 +608,12 @@ cdef class Table:
             self.explain_random = balance.random
             for i in range(copy.service.endpoint_count):
                 address = &copy.addresses[i]
-                until = fs_load_relaxed_u64(&state_of(&shm, copy.endpoints[i].address).ejected_until_ms)
+                state = state_of(&shm, copy.endpoints[i].address)
+                until = fs_load_relaxed_u64(&state.ejected_until_ms)
                 explained.append({
                     "address": endpoint_text(address), "weight": weight_of(copy.endpoints, i),
                     "inflight": inflight_of(&shm, copy.endpoints[i].address),
+                    "failures": fs_load_relaxed_u32(&state.failures),
                     "ejected_for_ms": until - now_ms if until > now_ms else 0,
                     "loop": bool(address.flags & ADDRESS_LOOP), "chosen": &copy.endpoints[i] == chosen,
                 })

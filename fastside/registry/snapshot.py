@@ -37,6 +37,8 @@ class SavedSubscription(msgspec.Struct, frozen=True):
     away: float | None = None
     """Seconds for which the registry had been away; None = it was there."""
     endpoints: list[SavedEndpoint] = []
+    name: str = ""
+    """As in SavedPublication."""
 
 
 class SavedPublication(msgspec.Struct, frozen=True):
@@ -47,6 +49,8 @@ class SavedPublication(msgspec.Struct, frozen=True):
     lease: float | None = None
     up: bool = True
     """Whether its owner was there."""
+    name: str = ""
+    """The service as its owner spells it; "" = as `service`."""
 
 
 class Snapshot(msgspec.Struct, frozen=True):

@@ -91,8 +91,7 @@ def own_listener(config: Config, address: Address) -> str | None:
     """The name of what this sidecar itself has at a local address, if it has something there."""
     binds = [(f"listener {listener.name}", listener.bind) for listener in config.listeners]
     binds += [("metrics", config.metrics)]
-    if not config.api.startswith("unix:"):
-        binds += [("API", config.api)]
+    binds += [(key, bind) for key, bind in config.apis.items() if not bind.startswith("unix:")]
     for name, bind in binds:
         ip, port = host_port(bind)
         if port == address.port and (ip == address.ip or ipaddress.ip_address(ip).is_unspecified):

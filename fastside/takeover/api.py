@@ -12,19 +12,17 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta
 
-from fastside.config import Protocol, join_host_port, parse_service
-from fastside.desired import Key
-from fastside.master_link import MasterGone, Refused
+from fastside.config import Protocol, join_host_port
+from fastside.master_link import MasterGone
 from fastside.registry import MAX_WEIGHT, BadRecord, parse_address
 from fastside.takeover.addresses import calling_address
 from fastside.takeover.errors import TakeoverError
+from fastside.takeover.operations import REGISTRY_PATIENCE, Operations, service_key
 from fastside.takeover.publications import Publication
 
 if TYPE_CHECKING:
     from fastside.control import Control
 
-REGISTRY_PATIENCE = 1.0
-"""Seconds that an answer waits for the registry. It says how far things are; the rest happens by itself."""
 KEEPALIVE = 10.0
 """Seconds between two signs of life on a watch."""
 MAX_WATCHES = 1024
@@ -83,6 +81,7 @@ class Takeover:
 
     def __init__(self, control: Control) -> None:
         self._control = control
+        self._operations = Operations(control)
         self._watches = 0
 
     async def publish(self, request: web.Request) -> web.Response:
@@ -94,63 +93,41 @@ class Takeover:
             raise TakeoverError(
                 400, f"address: {error}", "give the IP address that the application listens on; 127.0.0.1 if on all"
             ) from None
-        is_new = all(one.local.port != body.port for one in control.publications.of(body.service))
-        publication, address = await control.publications.publish(
+        publication, address = await self._operations.publish(
             body.service, local, body.protocol, body.weight, body.lease
         )
-        try:
-            await control.desired.settle(Key("inbound", body.service))
-        except Refused as error:
-            if is_new:
-                control.publications.unpublish(body.service, body.port)
-            raise _table_refuses(error) from None
-        confirmed = await control.registry.settle(REGISTRY_PATIENCE, body.service)
-        await control.saver.flush()
+        service = publication.service
+        confirmed = await control.registry.settle(REGISTRY_PATIENCE, service)
         return web.json_response(
             {
-                "service": body.service,
+                "service": service,
                 "published": str(address),
                 "owner": publication.liveness.owner,
-                "registered": confirmed and control.publications.published(body.service) is not None,
+                "registered": confirmed and control.publications.published(service) is not None,
             }
         )
 
     async def unpublish(self, request: web.Request) -> web.Response:
-        control = self._control
         body = await self._change(request, PublicationOf)
-        control.publications.unpublish(body.service, body.port)
-        await control.desired.settle(Key("inbound", body.service))
-        confirmed = await control.registry.settle(REGISTRY_PATIENCE, body.service)
-        await control.saver.flush()
-        return web.json_response({"service": body.service, "port": body.port, "withdrawn": confirmed})
+        await self._operations.unpublish(body.service, body.port)
+        service = service_key(body.service)
+        confirmed = await self._control.registry.settle(REGISTRY_PATIENCE, service)
+        return web.json_response({"service": service, "port": body.port, "withdrawn": confirmed})
 
     async def renew(self, request: web.Request) -> web.Response:
         body = await self._change(request, PublicationOf)
-        publication = self._control.publications.renew(body.service, body.port)
-        return web.json_response({"service": body.service, "port": body.port, "lease": publication.lease})
+        publication = self._control.publications.renew(service_key(body.service), body.port)
+        return web.json_response({"service": publication.service, "port": body.port, "lease": publication.lease})
 
     async def subscribe(self, request: web.Request) -> web.Response:
-        control = self._control
         body = await self._change(request, Subscribe)
-        is_new = not control.subscriptions.knows(body.service)
-        control.subscriptions.subscribe(body.service, body.protocol)
-        await control.subscriptions.answered(body.service, REGISTRY_PATIENCE)
-        try:
-            await control.desired.settle(Key("outbound", body.service))
-        except Refused as error:
-            if is_new:
-                control.subscriptions.unsubscribe(body.service)
-            raise _table_refuses(error) from None
-        await control.saver.flush()
-        return web.json_response(self._state(body.service))
+        await self._operations.subscribe(body.service, body.protocol)
+        return web.json_response(self._state(service_key(body.service)))
 
     async def unsubscribe(self, request: web.Request) -> web.Response:
-        control = self._control
         body = await self._change(request, Request)
-        control.subscriptions.unsubscribe(body.service)
-        await control.desired.settle(Key("outbound", body.service))
-        await control.saver.flush()
-        return web.json_response({"service": body.service})
+        await self._operations.unsubscribe(body.service)
+        return web.json_response({"service": service_key(body.service)})
 
     async def services(self, request: web.Request) -> web.Response:
         control = self._control
@@ -163,7 +140,7 @@ class Takeover:
 
     async def watch(self, request: web.Request) -> web.StreamResponse:
         """Server-Sent Events: the state of a service at once and after each change, and an "end"."""
-        service = _service(request.query.get("service", ""))
+        service = service_key(request.query.get("service", ""))
         subscriptions = self._control.subscriptions
         subscriptions.endpoints(service)  # refuses what is not subscribed to, before the stream begins
         if self._watches >= MAX_WATCHES:
@@ -177,8 +154,8 @@ class Takeover:
                     changes.clear()
                     await response.write(_event(self._state(service)))
                     await self._next_change(changes, response)
-                last: dict[str, Any] = {"service": service, "address": None, "endpoints": [], "state": "gone"}
-                await response.write(b"event: end\n" + _event(last))
+                gone = {"service": service, "name": service, "address": None, "state": "gone"}
+                await response.write(b"event: end\n" + _event({**gone, "endpoints": []}))
         except ConnectionError:
             pass  # the client went away, as clients do
         finally:
@@ -201,19 +178,12 @@ class Takeover:
 
     async def _change(self, request: web.Request, kind: type[Body]) -> Body:
         """The body of a request that changes something. Raises TakeoverError if it cannot be, or is no good."""
-        if "Origin" in request.headers:
-            # A web page that a browser of this machine shows must not publish the machine's ports.
-            raise TakeoverError(403, "the API does not serve web pages", "call it from a program")
-        if not self._control.link.connected:
-            raise TakeoverError(503, str(MasterGone()), "start fastside again with the same configuration")
-        if self._control.draining:
-            raise TakeoverError(503, "the sidecar is draining", "it ends soon; try again with the next one")
+        self._operations.admit(request)
         try:
-            body = msgspec.json.decode(await request.read(), type=kind)
+            return msgspec.json.decode(await request.read(), type=kind)
         except msgspec.DecodeError as error:
             fields = ", ".join(kind.__struct_fields__)
             raise TakeoverError(400, f"the body is no good: {error}", f"send JSON with the fields {fields}") from None
-        return msgspec.structs.replace(body, service=_service(body.service))
 
     def _state(self, service: str) -> dict[str, Any]:
         subscriptions = self._control.subscriptions
@@ -224,6 +194,7 @@ class Takeover:
             address = None
         return {
             "service": service,
+            "name": subscriptions.spelling(service),
             "address": address,
             "endpoints": sorted(str(known.endpoint.address) for known in endpoints),
             "state": state,
@@ -233,6 +204,7 @@ class Takeover:
         registered = self._control.publications.published(publication.service)
         return {
             "service": publication.service,
+            "name": publication.name,
             "protocol": publication.protocol,
             "address": publication.local.ip,
             "port": publication.local.port,
@@ -241,17 +213,6 @@ class Takeover:
             "owner": publication.liveness.owner,
             "published": None if registered is None else str(registered.address),
         }
-
-
-def _service(name: str) -> str:
-    try:
-        return parse_service(name)
-    except ValueError as error:
-        raise TakeoverError(400, f"service: {error}", "give the name that callers use, for example svc-a") from None
-
-
-def _table_refuses(error: Refused) -> TakeoverError:
-    return TakeoverError(507, f"the routing table is full: {error}", "raise the limit in the configuration and restart")
 
 
 def _event(data: dict[str, Any]) -> bytes:

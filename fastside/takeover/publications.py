@@ -1,93 +1,71 @@
 """What the application publishes: kept in the registry while its owner is there, and in the inbound routing records.
 
-An owner without a lease is looked for: its port is connected to every two seconds, and after three failures in a row
-the service is withdrawn until the port answers again. A new publication enters the registry when its port answers for
-the first time. An owner with a lease is taken at its word until the lease is not renewed, which ends the publication.
+An owner without a lease is looked for (see ports.py): a new publication enters the registry when its port answers for
+the first time, and is withdrawn while the port does not. An owner with a lease is taken at its word until the lease is
+not renewed, which ends the publication.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
 
+from fastside import _core
 from fastside.config import Config, ServicePolicy
-from fastside.desired import DesiredTable
 from fastside.registry import MAX_WEIGHT, Address, BadRecord, Endpoint, Registry, parse_address
 from fastside.registry.snapshot import SavedPublication
 from fastside.takeover.addresses import is_local, own_listener, published_address
 from fastside.takeover.errors import TakeoverError
+from fastside.takeover.flags import FlaggedTable
+from fastside.takeover.ports import Liveness, Owner, Ports
 from fastside.takeover.records import inbound_record
 
 log = logging.getLogger("fastside")
 
-INTERVAL = 2.0
-"""Seconds between two looks at a port that answers."""
-WAITING_INTERVAL = 0.5
-"""Seconds between two looks at one that does not: connecting to a closed local port costs next to nothing."""
-FAILURES = 3
-CONNECT_TIMEOUT = 1.0
 MAX_PUBLICATIONS = 10_000
-
-
-class Owner(StrEnum):
-    WAITING = "waiting"
-    """Its port has not answered yet."""
-    UP = "up"
-    DOWN = "down"
-    """It has been withdrawn."""
-
-
-@dataclass(slots=True)
-class Liveness:
-    """Whether the owner of a publication is there, by what its port does. Pure: it is told what happened."""
-
-    owner: Owner = Owner.WAITING
-    failures: int = 0
-
-    def observe(self, answered: bool) -> bool:
-        """One look at the port. Returns whether `owner` changed."""
-        before = self.owner
-        if answered:
-            self.failures, self.owner = 0, Owner.UP
-        else:
-            self.failures += 1
-            if self.owner is Owner.UP and self.failures >= FAILURES:
-                self.owner = Owner.DOWN
-        return self.owner is not before
 
 
 @dataclass(slots=True)
 class Publication:
-    """One local port that serves a service. Name and port identify it."""
+    """One local port that serves a service. Service and port identify it."""
 
+    name: str
+    """The service as its owner spells it."""
     service: str
+    """The name in lower case, under which it is known everywhere."""
     protocol: str
     local: Address
     weight: int
     lease: float | None
-    liveness: Liveness = field(default_factory=Liveness)
-    watch: asyncio.Task[None] | None = None
+    liveness: Liveness
     lease_ends: float = 0.0
+    lease_watch: asyncio.Task[None] | None = None
 
 
 class Publications:
     """All publications of this sidecar.
 
+    table: the routing table, in which workers note what their connects came to.
     on_change: called when the set of publications changed, so that it is saved.
     """
 
     def __init__(
-        self, config: Config, registry: Registry, desired: DesiredTable, on_change: Callable[[], None]
+        self,
+        config: Config,
+        registry: Registry,
+        desired: FlaggedTable,
+        table: _core.Table,
+        on_change: Callable[[], None],
     ) -> None:
         self._config = config
         self._registry = registry
         self._desired = desired
+        self._table = table
         self._on_change = on_change
+        self._ports = Ports(self._calls_failed, self._owner_changed)
         self._services: dict[str, dict[int, Publication]] = {}
         self._registered: dict[str, Endpoint] = {}
         self._withdrawn = False
@@ -104,18 +82,17 @@ class Publications:
         return self._registered.get(service)
 
     async def publish(
-        self, service: str, local: Address, protocol: str, weight: int, lease: float | None
+        self, name: str, local: Address, protocol: str, weight: int, lease: float | None
     ) -> tuple[Publication, Address]:
         """Publish, or change what was published with this port; returns also the address that others see.
 
         Raises TakeoverError.
         """
+        service = name.lower()
         self._check(service, local, protocol)
         address = published_address(self._config, service, protocol)
-        liveness = Liveness(Owner.UP) if lease is not None else Liveness()
-        if lease is None:
-            liveness.observe(await answers(local))
-        self._add(Publication(service, protocol, local, weight, lease, liveness))
+        liveness = Liveness(Owner.UP) if lease is not None else await self._ports.look(local)
+        self._add(Publication(name, service, protocol, local, weight, lease, liveness))
         self._on_change()
         return self._services[service][local.port], address
 
@@ -151,18 +128,25 @@ class Publications:
                 log.warning("%s at %s is not published again: %s", one.service, one.address, error)
                 continue
             liveness = Liveness(Owner.UP if one.up else Owner.WAITING)
-            self._add(Publication(one.service, one.protocol, local, one.weight, one.lease, liveness))
+            name = one.name or one.service
+            self._add(Publication(name, one.service, one.protocol, local, one.weight, one.lease, liveness))
 
     def adopt(self, service: str, protocol: str, endpoints: list[Endpoint]) -> None:
         """Take over a service that is in the routing table but in no snapshot: an earlier process published it."""
         for local, weight in endpoints:
-            self._add(Publication(service, protocol, local, weight, None, Liveness(Owner.UP)))
+            self._add(Publication(service, service, protocol, local, weight, None, Liveness(Owner.UP)))
 
     def save(self) -> list[SavedPublication]:
         """What `restore` takes."""
         return [
             SavedPublication(
-                one.service, one.protocol, str(one.local), one.weight, one.lease, one.liveness.owner is Owner.UP
+                one.service,
+                one.protocol,
+                str(one.local),
+                one.weight,
+                one.lease,
+                one.liveness.owner is Owner.UP,
+                one.name,
             )
             for one in self
         ]
@@ -188,10 +172,10 @@ class Publications:
 
     async def close(self) -> None:
         """Stop looking after owners."""
-        tasks = [publication.watch for publication in self if publication.watch is not None]
+        tasks = [publication.lease_watch for publication in self if publication.lease_watch is not None]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, self._ports.close(), return_exceptions=True)
 
     def _check(self, service: str, local: Address, protocol: str) -> None:
         if sum(map(len, self._services.values())) >= MAX_PUBLICATIONS:
@@ -231,40 +215,44 @@ class Publications:
 
     def _add(self, publication: Publication) -> None:
         ports = self._services.setdefault(publication.service, {})
-        before = ports.get(publication.local.port)
-        if before is not None and before.watch is not None:
-            before.watch.cancel()
+        if (before := ports.get(publication.local.port)) is not None:
+            self._look_no_more(before)
         ports[publication.local.port] = publication
         if publication.lease is None:
-            publication.watch = asyncio.create_task(self._watch_port(publication))
+            publication.liveness = self._ports.add(publication.service, publication.local, publication.liveness)
         else:
             publication.lease_ends = time.monotonic() + publication.lease
-            publication.watch = asyncio.create_task(self._watch_lease(publication))
+            publication.lease_watch = asyncio.create_task(self._watch_lease(publication))
         self._refresh(publication.service)
 
+    def _look_no_more(self, publication: Publication) -> None:
+        if publication.lease is None:
+            self._ports.remove(publication.service, publication.local)
+        elif publication.lease_watch is not None:
+            publication.lease_watch.cancel()
+
     def _remove(self, publication: Publication) -> None:
-        if publication.watch is not None:
-            publication.watch.cancel()
+        self._look_no_more(publication)
         ports = self._services[publication.service]
         del ports[publication.local.port]
         if not ports:
             del self._services[publication.service]
         self._refresh(publication.service)
 
-    async def _watch_port(self, publication: Publication) -> None:
-        liveness = publication.liveness
-        while True:
-            await asyncio.sleep(INTERVAL if liveness.owner is Owner.UP else WAITING_INTERVAL)
-            if liveness.observe(await answers(publication.local)):
-                log.info("%s at %s is %s", publication.service, publication.local, liveness.owner)
-                self._refresh(publication.service)
-                self._on_change()
+    def _calls_failed(self, service: str, local: Address) -> int:
+        said = self._table.explain_pick("inbound", service)
+        return next((int(one["failures"]) for one in said if one["address"] == str(local)), 0)
+
+    def _owner_changed(self, services: list[str]) -> None:
+        for service in services:
+            self._refresh(service)
+        self._on_change()
 
     async def _watch_lease(self, publication: Publication) -> None:
         while (left := publication.lease_ends - time.monotonic()) > 0:
             await asyncio.sleep(left)
         log.info("%s at %s was not renewed within its lease", publication.service, publication.local)
-        publication.watch = None  # this very task
+        publication.lease_watch = None  # this very task
         self._remove(publication)
         self._on_change()
 
@@ -299,16 +287,3 @@ class Publications:
         if wanted is not None:
             self._registry.register(service, wanted)
             self._registered[service] = wanted
-
-
-async def answers(address: Address) -> bool:
-    """Whether somebody accepts connections there."""
-    try:
-        async with asyncio.timeout(CONNECT_TIMEOUT):
-            _, writer = await asyncio.open_connection(address.ip, address.port)
-    except OSError:  # TimeoutError is one
-        return False
-    writer.close()
-    with contextlib.suppress(OSError):
-        await writer.wait_closed()
-    return True

@@ -1,4 +1,7 @@
-"""The routing records that publications and subscriptions come to: updates as `Table.apply` takes them."""
+"""The routing records that publications and subscriptions come to.
+
+They are updates as `Table.apply` takes them, without the flags that follow from other records (see flags.py).
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,6 @@ def outbound_record(service: str, protocol: str, policy: ServicePolicy, endpoint
         "protocol": protocol,
         "balance": policy.balance,
         "retry": policy.retry == "idempotent",
-        "single": False,
-        "grouped": False,
         "request_ms": _request_ms(policy),
         "endpoints": _sorted(endpoints),
     }
@@ -40,8 +41,6 @@ def inbound_record(service: str, protocol: str, policy: ServicePolicy, endpoints
         "protocol": protocol,
         "balance": "least_request",
         "retry": False,
-        "single": False,
-        "grouped": False,
         "request_ms": _request_ms(policy),
         "endpoints": _sorted(endpoints),
     }

@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from fastside.config import Config, ServicePolicy, host_port
-from fastside.desired import DesiredTable
 from fastside.registry import Address, BadRecord, Endpoint, Listing, Registry, parse_address
 from fastside.registry.snapshot import SavedEndpoint, SavedSubscription, Snapshot
 from fastside.registry.view import KnownEndpoint, Saved, State, View
 from fastside.takeover.addresses import calling_address
 from fastside.takeover.errors import TakeoverError
+from fastside.takeover.flags import FlaggedTable
 from fastside.takeover.records import outbound_record
 
 log = logging.getLogger("fastside")
@@ -30,7 +30,10 @@ log = logging.getLogger("fastside")
 class Subscription:
     """One service that the application calls."""
 
+    name: str
+    """The service as who subscribed first spells it."""
     service: str
+    """The name in lower case, under which it is known everywhere."""
     protocol: str
     view: View
     configured: bool = False
@@ -45,7 +48,7 @@ class Subscriptions:
     """
 
     def __init__(
-        self, config: Config, registry: Registry, desired: DesiredTable, on_change: Callable[[], None]
+        self, config: Config, registry: Registry, desired: FlaggedTable, on_change: Callable[[], None]
     ) -> None:
         self._config = config
         self._registry = registry
@@ -65,8 +68,9 @@ class Subscriptions:
         """Whether the endpoints of a service come from the configuration."""
         return service in self._static
 
-    def subscribe(self, service: str, protocol: str) -> Address:
+    def subscribe(self, name: str, protocol: str) -> Address:
         """Subscribe, if it has not been done before, and return the address to call. Raises TakeoverError."""
+        service = name.lower()
         address = calling_address(self._config, service, protocol)
         present = self._subscriptions.get(service)
         if present is not None:
@@ -89,7 +93,7 @@ class Subscriptions:
                 f"{len(self._subscriptions)} subscriptions are the limit",
                 "raise limits.services in the configuration and restart, or unsubscribe what is not called any more",
             )
-        self._add(Subscription(service, protocol, self._new_view()))
+        self._add(Subscription(name, service, protocol, self._new_view()))
         self._on_change()
         return address
 
@@ -126,6 +130,11 @@ class Subscriptions:
         """Of a service that is known."""
         subscription = self._subscriptions.get(service)
         return subscription.protocol if subscription is not None else self._static_protocol(service)
+
+    def spelling(self, service: str) -> str:
+        """The name of a service that is known, as who subscribed spells it."""
+        subscription = self._subscriptions.get(service)
+        return subscription.name if subscription is not None else service
 
     def knows(self, service: str) -> bool:
         """Whether a service is subscribed to or configured."""
@@ -166,14 +175,14 @@ class Subscriptions:
                 log.warning("%s is not subscribed to again: %s", one.service, error)
                 continue
             view = View.restore(saved, self._config.registry.protection, self._config.registry.stale, now, age)
-            self._add(Subscription(one.service, one.protocol, view))
+            self._add(Subscription(one.name or one.service, one.service, one.protocol, view))
 
     def adopt(self, service: str, protocol: str, endpoints: list[Endpoint]) -> None:
         """Take over a service that is in the routing table but in no snapshot: an earlier control process knew it."""
         saved = Saved(endpoints=[(endpoint, None) for endpoint in endpoints])
         registry = self._config.registry
         view = View.restore(saved, registry.protection, registry.stale, time.monotonic(), 0.0)
-        self._add(Subscription(service, protocol, view))
+        self._add(Subscription(service, service, protocol, view))
 
     def save(self) -> list[SavedSubscription]:
         """What `restore` takes."""
@@ -184,7 +193,7 @@ class Subscriptions:
             endpoints = [
                 SavedEndpoint(str(endpoint.address), endpoint.weight, missing) for endpoint, missing in view.endpoints
             ]
-            saved.append(SavedSubscription(one.service, one.protocol, view.epoch, view.away, endpoints))
+            saved.append(SavedSubscription(one.service, one.protocol, view.epoch, view.away, endpoints, one.name))
         return saved
 
     def reconfigure(self, config: Config) -> None:
@@ -201,7 +210,7 @@ class Subscriptions:
         for service in sorted(named):
             present = self._subscriptions.get(service)
             if present is None:
-                self._add(Subscription(service, "tcp", self._new_view(), configured=True))
+                self._add(Subscription(service, service, "tcp", self._new_view(), configured=True))
             else:
                 present.configured = True
         for subscription in self:
