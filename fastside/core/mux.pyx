@@ -266,15 +266,30 @@ cdef void frames_read(Worker *w, Connection *c) noexcept nogil:
         if budget <= 0:
             run_later(w, c)
             return
-        if room_for_head(w, c) <= 0:        # for a buffer; FRAME_WHOLE fits the large one
+        if m.bulky and c.start == c.end:
+            widen(w, c)
+        if room_for_head(w, c) <= 0:        # waits for a buffer; FRAME_WHOLE fits the large one
             return
         n = fill_buffer(w, c)
         if n == 0 or (n < 0 and c.flags & F_READABLE):
             frames_ended(w, c, n)
             return
+        m.bulky = c.end == c.buffer.size or (m.bulky and n > SMALL_BUFFER)
         if n > 0:
             budget -= n
             m.heard_ms = w.now_ms
+
+
+cdef inline void widen(Worker *w, Connection *c) noexcept nogil:
+    """A large buffer for c, which has an empty one or none and much to read, if memory is plenty."""
+    cdef Buffer *large
+    if c.buffer != NULL and c.buffer.size == LARGE_BUFFER:
+        return
+    large = buffer_take(w, LARGE_BUFFER, w.settings[SET_BUFFERS] // 4)
+    if large != NULL:
+        buffer_drop(w, c)
+        c.buffer = large
+        c.start = c.end = HEADROOM
 
 
 cdef inline int frame_skip(Connection *c, const Frame *f) noexcept nogil:

@@ -99,6 +99,7 @@ cdef struct Mux:                # what a multiplexed connection has besides: by 
     Buffer *last
     uint32_t queued             # bytes in it
     uint32_t before             # of these, bytes that precede the frame that `source` streams
+    bint bulky                  # the last read filled its buffer
     uint32_t source             # connection that streams a long frame into this one (its `peer` is this one), or NONE
     uint32_t calls              # first of its calls
     uint32_t outstanding        # number of them
