@@ -63,24 +63,47 @@ def response(to: BoltFrame, content: bytes = b"", status: int = SUCCESS) -> byte
     return frame + struct.pack(">I", zlib.crc32(frame)) if crc else frame
 
 
-def read_frame(stream: Stream) -> BoltFrame:
-    """The next frame; its CRC, if it has one, is right."""
-    start = stream.read(3)
-    version = start[0]
-    assert version in (1, 2), start
-    kind = start[version]
-    rest = (20 if kind == RESPONSE else 22) + 2 * (version - 1) - 3
-    fixed = start + stream.read(rest)
-    base = version
-    command, _, id, _ = struct.unpack_from(">HBIB", fixed, base + 1)
-    crc = version == 2 and fixed[1] == 2 and fixed[11] & 1
+def missing(data: bytes) -> int:
+    """How many bytes of the frame that begins with data must come at least; 0 = it is whole."""
+    if len(data) < 3:
+        return 3 - len(data)
+    fixed = _fixed_length(data)
+    if len(data) < fixed:
+        return fixed - len(data)
+    names, block, content = struct.unpack_from(">HHI", data, fixed - 8)
+    return fixed + names + block + content + (4 if _has_crc(data) else 0) - len(data)
+
+
+def parse(data: bytes) -> BoltFrame:
+    """A whole frame; its CRC, if it has one, is right."""
+    if _has_crc(data):
+        data, crc = data[:-4], data[-4:]
+        assert struct.unpack(">I", crc)[0] == zlib.crc32(data)
+    version, fixed = data[0], _fixed_length(data)
+    command, _, id, _ = struct.unpack_from(">HBIB", data, version + 1)
+    names, block, _ = struct.unpack_from(">HHI", data, fixed - 8)
     timeout = status = None
-    if kind == RESPONSE:
-        status, names, block, content = struct.unpack_from(">HHHI", fixed, len(fixed) - 10)
+    if data[version] == RESPONSE:
+        (status,) = struct.unpack_from(">H", data, fixed - 10)
     else:
-        timeout, names, block, content = struct.unpack_from(">iHHI", fixed, len(fixed) - 12)
-    body = stream.read(names + block + content)
-    if crc:
-        assert struct.unpack(">I", stream.read(4))[0] == zlib.crc32(fixed + body)
-    header, content = body[names : names + block], body[names + block :]
-    return BoltFrame(kind, command, id, timeout, status, header, content, fixed + body)
+        (timeout,) = struct.unpack_from(">i", data, fixed - 12)
+    header, content = data[fixed + names : fixed + names + block], data[fixed + names + block :]
+    return BoltFrame(data[version], command, id, timeout, status, header, content, data)
+
+
+def read_frame(stream: Stream) -> BoltFrame:
+    """The next frame."""
+    data = b""
+    while count := missing(data):
+        data += stream.read(count)
+    return parse(data)
+
+
+def _fixed_length(data: bytes) -> int:
+    version = data[0]
+    assert version in (1, 2), data[:3]
+    return (20 if data[version] == RESPONSE else 22) + 2 * (version - 1)
+
+
+def _has_crc(data: bytes) -> bool:
+    return data[0] == 2 and data[1] == 2 and bool(data[11] & 1)
