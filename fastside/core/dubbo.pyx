@@ -300,6 +300,11 @@ def dubbo_goodbye() -> bytes:
     return (<const char *>out)[:n]
 
 
+def dubbo_status_name(status: int) -> str:
+    """The one of DUBBO_STATUSES that a response's status is counted as."""
+    return DUBBO_STATUSES[dubbo_status_slot(status)]
+
+
 cdef Frame _whole_dubbo_frame(bytes data):
     cdef Frame f
     if dubbo_frame(data, len(data), &f) != FRAME_OK or f.length != len(data):

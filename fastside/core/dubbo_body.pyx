@@ -5,7 +5,7 @@
 # values, or as values or a map's pairs up to an end mark.
 
 cdef enum:
-    WALK_DEPTH = 256
+    WALK_DEPTH = 4096          # about where the recursion of a Java caller ends
     WALK_CLASSES = 256
     UNTIL_END = -1
     MAP_KEY = -2
@@ -20,7 +20,7 @@ cdef struct Walk:
     bint json                   # fastjson2's JSONB, else Hessian 2
     uint32_t depth
     uint32_t classes
-    int32_t stack[256]
+    int32_t stack[4096]
     int32_t fields[256]         # Hessian 2: of the classes defined so far
 
 

@@ -20,10 +20,12 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+MAX_LENGTH = 4096
 SANITIZE = "-fsanitize=fuzzer,address,undefined"
 sys.path.insert(0, str(HERE.parent))
 
 import bolt_corpus  # noqa: E402
+import dubbo_corpus  # noqa: E402
 import http1_corpus  # noqa: E402
 import sniff_corpus  # noqa: E402
 
@@ -52,7 +54,9 @@ def bolt_seeds() -> list[bytes]:
 
 
 def sniff_seeds() -> list[bytes]:
-    hellos = [raw for raw in (*(raw for raw, _ in sniff_corpus.GOOD), *sniff_corpus.BAD.values()) if len(raw) < 4096]
+    hellos = [
+        raw for raw in (*(raw for raw, _ in sniff_corpus.GOOD), *sniff_corpus.BAD.values()) if len(raw) < MAX_LENGTH
+    ]
     return [
         *(b"\0" + raw[:64] for _, raw, _ in sniff_corpus.BEGINNINGS),
         *(b"\0" + raw for raw in hellos),
@@ -60,7 +64,18 @@ def sniff_seeds() -> list[bytes]:
     ]
 
 
-SEEDS: dict[str, Callable[[], list[bytes]]] = {"http1": http1_seeds, "bolt": bolt_seeds, "sniff": sniff_seeds}
+def dubbo_seeds() -> list[bytes]:
+    captured = (raw for name in dubbo_corpus.CAPTURE_NAMES for raw in dubbo_corpus.capture(name))
+    frames = [*messages(dubbo_corpus.VALID, dubbo_corpus.INVALID), *captured]
+    return [b"\1\0\0\0\0\0\0\0\5" + raw for raw in frames if len(raw) < MAX_LENGTH]
+
+
+SEEDS: dict[str, Callable[[], list[bytes]]] = {
+    "http1": http1_seeds,
+    "bolt": bolt_seeds,
+    "dubbo": dubbo_seeds,
+    "sniff": sniff_seeds,
+}
 
 
 def find_clang() -> str | None:
@@ -99,7 +114,7 @@ def fuzz(program: Path, seeds: list[bytes], work: Path, seconds: int) -> int:
         (work / folder).mkdir(exist_ok=True)
     for number, data in enumerate(seeds):
         (work / "seeds" / f"{number:04}").write_bytes(data)
-    command = [str(program), f"-max_total_time={seconds}", "-max_len=4096", "-timeout=10", "-seed=1"]
+    command = [str(program), f"-max_total_time={seconds}", f"-max_len={MAX_LENGTH}", "-timeout=10", "-seed=1"]
     command += [f"-artifact_prefix={work}/", "-print_final_stats=1", str(work / "corpus"), str(work / "seeds")]
     environment = {**os.environ, "ASAN_OPTIONS": "quarantine_size_mb=16"}
     return subprocess.run(command, check=False, env=environment).returncode
