@@ -103,6 +103,8 @@ class Workers:
         self.table.apply([{"op": "settings", "values": self.settings}])
         for service, endpoints in (services or {}).items():
             self.put(service, endpoints)
+        protocols = [fields.get("protocol", "http") for fields in listeners]
+        self._http = protocols.index("http") if "http" in protocols else 0
         ids = itertools.count(1)
         self.listeners: list[Listener] = []
         for number, fields in enumerate(listeners):
@@ -209,7 +211,7 @@ class Workers:
         It takes the events of its sockets in the order of their coming, so an answer to a later request tells.
         """
         assert self.count == 1
-        self._probe = self._probe or self.connect()
+        self._probe = self._probe or self.connect(self._http)
         assert self._probe.call("unknown").status == 404
 
     def send_split(self, stream: Stream, data: bytes, at: int) -> None:
