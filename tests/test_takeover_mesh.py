@@ -13,6 +13,7 @@ import pytest
 
 from fastside.admin_client import AdminClient
 from harness import Origin, Sidecar, call, free_port, wait_until
+from registry_process import RegistryProcess
 
 HELLO = "com.x.Hello:1.0"
 # As the Java client sends them, with text/plain.
@@ -221,41 +222,68 @@ def test_what_was_said_once_survives_the_sidecar(end: str, tmp_path: Path) -> No
         wait_until(lambda: mesh.published() == before["published"], what="it is back")
 
 
+def test_a_registry_that_is_away_is_waited_for_by_nobody() -> None:
+    with RegistryProcess() as registry, Mesh() as mesh, Origin(port=mesh.app_port):
+        registry.kill()
+        mesh.configure({"registry": {"url": registry.url}})
+        mesh.cli("reload")
+        assert mesh.post("/services/publish", PUBLISH) == {"success": True}
+        assert mesh.post("/services/subscribe", SUBSCRIBE)["success"] is True
+        registry.start()
+        endpoint = f"127.0.0.1:{mesh.inbound_port}"
+        wait_until(lambda: mesh.client.services()["subscribed"][0]["endpoints"] == [endpoint])
+        assert registry.addresses(HELLO.lower()) == {endpoint}
+
+
 ANTHUNDER = """
+import os
 import sys
 from anthunder import AioClient
 from anthunder.listener import aio_listener
 from anthunder.mesh.mesh_client import MeshClient
+from mytracer import SpanContext
+
+class Hello:
+    def __init__(self, context):
+        pass
+
+    def hello(self, content):
+        return b"hello " + content
 
 mesh, calls, port = (int(argument) for argument in sys.argv[1:])
 MeshClient._server = f"http://127.0.0.1:{mesh}/{{}}".format
 AioClient.mesh_service_address = ("127.0.0.1", calls)
 
 listener = aio_listener.AioListener(("127.0.0.1", port), "app")
-listener.handler.register_interface("com.x.Hello:1.0", object)
+listener.handler.register_interface("com.x.Hello:1.0", Hello)
 listener.run_threading()
 listener.publish()
-AioClient("app").subscribe("com.x.Hello:1.0")
-print("ready", flush=True)
-if sys.stdin.readline().strip() == "leave":
-    listener.unpublish()
-    print("left", flush=True)
-    sys.stdin.readline()
+client = AioClient("app")
+client.subscribe("com.x.Hello:1.0")
+for line in sys.stdin:
+    if line == "call\\n":
+        answer = client.invoke_sync("com.x.Hello:1.0", "hello", b"you", spanctx=SpanContext(), timeout_ms=30000)
+        print(answer, flush=True)
+    else:
+        listener.unpublish()
+        print("left", flush=True)
+os._exit(0)
 """
 
 
 def test_an_unmodified_python_client(mesh: Mesh) -> None:
-    """anthunder publishes and subscribes. Only its addresses are other ones than 13330 and 12220."""
+    """anthunder publishes, subscribes and calls. Only its addresses are other ones than 13330 and 12220."""
     port = free_port()
     command = [sys.executable, "-c", ANTHUNDER, *map(str, (mesh.mesh_port, mesh.calls_port, port))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as application:
         assert application.stdin is not None
         assert application.stdout is not None
         try:
-            assert application.stdout.readline() == "ready\n"
             wait_until(lambda: [(one["port"], one["owner"]) for one in mesh.published()] == [(port, "up")])
-            (subscription,) = mesh.client.services()["subscribed"]
-            assert (subscription["name"], subscription["address"]) == (HELLO, f"127.0.0.1:{mesh.calls_port}")
+            wait_until(lambda: [one["name"] for one in mesh.client.services()["subscribed"]] == [HELLO])
+            for _ in range(3):
+                print("call", file=application.stdin, flush=True)
+                assert application.stdout.readline() == "b'hello you'\n"
             print("leave", file=application.stdin, flush=True)
             assert application.stdout.readline() == "left\n"
             assert mesh.published() == []

@@ -67,6 +67,7 @@ class Publications:
         self._on_change = on_change
         self._ports = Ports(self._calls_failed, self._owner_changed)
         self._services: dict[str, dict[int, Publication]] = {}
+        self._count = 0
         self._registered: dict[str, Endpoint] = {}
         self._withdrawn = False
 
@@ -178,7 +179,7 @@ class Publications:
         await asyncio.gather(*tasks, self._ports.close(), return_exceptions=True)
 
     def _check(self, service: str, local: Address, protocol: str) -> None:
-        if sum(map(len, self._services.values())) >= MAX_PUBLICATIONS:
+        if self._count >= MAX_PUBLICATIONS:
             raise TakeoverError(
                 507, f"{MAX_PUBLICATIONS} publications are the limit", "unpublish what is not served any more"
             )
@@ -217,6 +218,8 @@ class Publications:
         ports = self._services.setdefault(publication.service, {})
         if (before := ports.get(publication.local.port)) is not None:
             self._look_no_more(before)
+        else:
+            self._count += 1
         ports[publication.local.port] = publication
         if publication.lease is None:
             publication.liveness = self._ports.add(publication.service, publication.local, publication.liveness)
@@ -235,6 +238,7 @@ class Publications:
         self._look_no_more(publication)
         ports = self._services[publication.service]
         del ports[publication.local.port]
+        self._count -= 1
         if not ports:
             del self._services[publication.service]
         self._refresh(publication.service)
