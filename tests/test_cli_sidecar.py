@@ -87,6 +87,18 @@ def test_services(sidecar: Sidecar, origin: Origin) -> None:
     sidecar.cli("unsubscribe", "svc-empty")
 
 
+def test_services_are_shown_as_they_are_spelled(sidecar: Sidecar, origin: Origin) -> None:
+    name, port = "com.x.Hello:1.0", str(origin.port)
+    assert (
+        f"{name.lower()} is published as" in sidecar.cli("publish", name, "--port", port, "--protocol", "bolt").stdout
+    )
+    assert sidecar.cli("subscribe", name, "--protocol", "bolt").stdout == f"127.0.0.1:{sidecar.outbound_port}\n"
+    rows = [line.split()[:3] for line in sidecar.cli("services", name.upper()).stdout.splitlines()[1:]]
+    assert rows == [["inbound", name, "bolt"], ["outbound", name, "bolt"]]
+    sidecar.cli("unpublish", name.lower(), "--port", port)
+    sidecar.cli("unsubscribe", name.lower())
+
+
 def test_conns(sidecar: Sidecar) -> None:
     with Raw(sidecar.outbound) as raw:
         assert raw.call("svc-a").status == 200
