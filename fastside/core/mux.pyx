@@ -85,7 +85,6 @@ cdef void frames_run(Worker *w, Connection *c) noexcept nogil:
             if rc < 0:
                 mux_connect_failed(w, c)
             return
-        m.heard_ms = w.now_ms
     if m.source != NONE:
         run_later(w, w.connections + m.source)
     if m.queued:
@@ -624,6 +623,7 @@ cdef void waiters_wake(Worker *w, Mux *m) noexcept nogil:
         at = m.waiters
         m.waiters = w.mux[at].next_waiter
         w.mux[at].waits_for = NONE
+        w.connections[at].flags &= ~<uint32_t> F_HEAD_TIMED     # the time it had to wait is not its own
         run_later(w, w.connections + at)
 
 
