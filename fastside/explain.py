@@ -22,7 +22,7 @@ class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     direction: str = "outbound"
     listener: str | None = None
-    """Name of the listener that it comes to; None = the first one for HTTP in that direction."""
+    """Name of the listener that it comes to; None = the first one in that direction that takes HTTP."""
     method: str = "GET"
     host: str = ""
     path: str = "/"
@@ -34,36 +34,48 @@ class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def explain(question: Any, config: Config, table: _core.Table) -> dict[str, Any]:
-    """Return outcome ("forward" or "refuse"), status and reason of a refusal, listener, service, rule, steps, protocol,
-    balance, pick and endpoints. Raises BadQuestion.
+    """Return outcome ("forward" or "refuse"), status (of a refusal, in the caller's protocol; None where it has none),
+    reason, listener, service, rule, steps, protocol, balance, pick and endpoints. Raises BadQuestion.
     """
     try:
         asked = msgspec.convert(question, Question)
     except msgspec.ValidationError as error:
         raise BadQuestion(f"the question is no good: {error}") from None
     listener = _listener(asked, config)
-    answer = _Answer(listener)
-    if listener.protocol == "tcp":
-        answer.steps.append(f"listener {listener.name} takes TCP connections for {listener.service} alone")
-        return answer.route(listener.service, f"listener {listener.name}", table, asked, {})
+    answer = _Answer(listener, asked, table)
     data = _request_bytes(asked)
-    settings = table.settings()
-    parsed = _core.parse_request(
-        data, listener.service_header.encode(), max_headers=settings["headers"], max_length=settings["head_bytes"]
-    )
-    if "need_more" in parsed:
-        raise BadQuestion("the capture ends before the request head does; capture more")
-    if "reject" in parsed:
-        answer.steps.append("the request breaks the rules of HTTP/1.1 and is refused unseen")
-        return answer.refuse(parsed["status"], parsed["reject"])
-    answer.steps.append(f"{parsed['method']} {parsed['target']} is a sound {parsed['version']} request")
-    service, rule = _service(parsed, listener, answer.steps)
-    return answer.route(service, rule, table, asked, _headers(data[: parsed["length"]]))
+    match _spoken(listener, data, answer.steps):
+        case "tcp":
+            return answer.opaque()
+        case "tls":
+            return answer.tls(data)
+        case "bolt" | "dubbo" as protocol:
+            return answer.call(protocol, data)
+        case "http2":
+            return answer.refuse(None, "HTTP/2 is not carried")
+        case _:
+            return answer.http(data)
+
+
+def _spoken(listener: Listener, data: bytes, steps: list[str]) -> str:
+    """What a worker takes a connection for that begins with data."""
+    if listener.protocol != "auto":
+        return listener.protocol
+    found = _core.sniff_protocol(data)
+    if found == "more":
+        raise BadQuestion("the capture does not tell yet what it speaks; capture more")
+    if found == "opaque":
+        steps.append("the first bytes are of no protocol in which a service is named")
+        return "tcp" if listener.service else "http"  # where it goes nowhere, http says so in words
+    return found
 
 
 class _Answer:
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self, listener: Listener, asked: Question, table: _core.Table) -> None:
         self.steps: list[str] = []
+        self._listener = listener
+        self._asked = asked
+        self._table = table
         self._fields: dict[str, Any] = {
             "listener": {"name": listener.name, "bind": listener.bind, "direction": listener.direction},
             "service": None,
@@ -74,24 +86,104 @@ class _Answer:
             "endpoints": [],
         }
 
-    def refuse(self, status: int, reason: str) -> dict[str, Any]:
+    def refuse(self, status: int | None, reason: str) -> dict[str, Any]:
         return {"outcome": "refuse", "status": status, "reason": reason, "steps": self.steps, **self._fields}
 
-    def route(
-        self, service: str, rule: str, table: _core.Table, asked: Question, headers: dict[str, str]
+    def opaque(self) -> dict[str, Any]:
+        name, service = self._listener.name, self._listener.service
+        self.steps.append(f"listener {name} passes TCP connections to {service} alone")
+        return self._route("tcp", service, f"listener {name}")
+
+    def tls(self, data: bytes) -> dict[str, Any]:
+        try:
+            name = _core.server_name(data)
+        except ValueError as error:
+            return self.refuse(None, str(error))
+        if name is None:
+            raise BadQuestion("the capture ends before the ClientHello does; capture more")
+        if not name:
+            return self.refuse(None, "the ClientHello names no server")
+        self.steps.append(f"the ClientHello asks for {name}")
+        return self._route("tls", name.lower(), "server name", accepted=("tls", "tcp"))
+
+    def call(self, protocol: str, data: bytes) -> dict[str, Any]:
+        """The first frame of a multiplexed protocol; every other one is routed like it, by itself."""
+        parsed = _core.parse_bolt(data) if protocol == "bolt" else _core.parse_dubbo(data, group=False)
+        if "need_more" in parsed:
+            raise BadQuestion("the capture ends before what routes the call does; capture more")
+        if "reject" in parsed:
+            self.steps.append(f"the frame breaks the rules of {protocol}, and its connection is closed")
+            return self.refuse(None, parsed["reject"])
+        if parsed["kind"] not in ("request", "one-way"):
+            raise BadQuestion(f"the capture begins with a {parsed['kind']}, which is for no service; capture a call")
+        service = ":".join(filter(None, (parsed["service"], parsed.get("version")))).lower()
+        self.steps.append(f"a {parsed['kind']} of {protocol} for {service}, method {parsed['method']}")
+        if protocol == "dubbo":
+            service = self._grouped(service, data)
+        if parsed["kind"] == "one-way":
+            return self._route(protocol, service, "frame", accepted=(protocol,), answered=False)
+        return self._route(protocol, service, "frame", accepted=(protocol,))
+
+    def http(self, data: bytes) -> dict[str, Any]:
+        settings, header = self._table.settings(), self._listener.service_header.encode()
+        limits = {"max_headers": settings["headers"], "max_length": settings["head_bytes"]}
+        parsed = _core.parse_request(data, header, **limits)
+        if "need_more" in parsed:
+            raise BadQuestion("the capture ends before the request head does; capture more")
+        if "reject" in parsed:
+            self.steps.append("the request breaks the rules of HTTP/1.1 and is refused unseen")
+            return self.refuse(parsed["status"], parsed["reject"])
+        self.steps.append(f"{parsed['method']} {parsed['target']} is a sound {parsed['version']} request")
+        service, rule = _service(parsed, self._listener, self.steps)
+        return self._route("http", service, rule, headers=_headers(data[: parsed["length"]]))
+
+    def _grouped(self, service: str, data: bytes) -> str:
+        """The service with the group of a Dubbo call, where workers look for one."""
+        record = self._table.lookup(self._listener.direction, service)
+        if record is not None and not record["grouped"]:
+            return service
+        parsed = _core.parse_dubbo(data, group=True)
+        if "need_more" in parsed:
+            raise BadQuestion("the capture ends before the call's group does; capture more")
+        if not parsed.get("group"):
+            return service
+        self.steps.append(f"its group is {parsed['group']}")
+        return f"{parsed['group'].lower()}/{service}"
+
+    def _route(
+        self,
+        protocol: str,
+        service: str,
+        rule: str,
+        *,
+        accepted: tuple[str, ...] = _core.PROTOCOLS,
+        headers: dict[str, str] | None = None,
+        answered: bool = True,
     ) -> dict[str, Any]:
-        """From the service's name on."""
-        direction = self._fields["listener"]["direction"]
+        """From the service's name on.
+
+        accepted: what the service may speak. headers: what an http call may be hashed by. answered: whether the caller
+        hears of a refusal.
+        """
+
+        def fail(failure: str, reason: str) -> dict[str, Any]:
+            return self.refuse(_status(protocol, failure) if answered else None, reason)
+
+        direction = self._listener.direction
         self._fields |= {"service": service, "rule": rule}
-        record = table.lookup(direction, service)
+        record = self._table.lookup(direction, service)
         if record is None:
-            known = sorted(table.services(direction))
+            known = sorted(self._table.services(direction))
             self.steps.append(f"no {direction} service is called {service}; known: {', '.join(known[:20]) or 'none'}")
             what = "published through this sidecar" if direction == "inbound" else "subscribed to"
-            return self.refuse(404, f"{service} is not {what}")
+            return fail("no service", f"{service} is not {what}")
         self._fields |= {"protocol": record["protocol"], "balance": record["balance"]}
-        hashed, by = _hash(record, asked, headers)
-        endpoints = table.explain_pick(direction, service, hashed)
+        if record["protocol"] not in accepted:
+            return fail("no service", f"{service} speaks {record['protocol']}, not {protocol}")
+        if record["single"]:
+            self.steps.append("one application has all services of this protocol, and gets the connection as a whole")
+        hashed, by = _hash(record, self._asked, headers)
+        endpoints = self._table.explain_pick(direction, service, hashed)
         self._fields["endpoints"] = endpoints
         self.steps.append(f"{service} has {len(endpoints)} endpoint(s), balanced by {record['balance']}{by}")
         ejected = [one["address"] for one in endpoints if one["ejected_for_ms"]]
@@ -99,10 +191,10 @@ class _Answer:
             self.steps.append(f"left out after failed connects: {', '.join(ejected)}")
         pick = next((one for one in endpoints if one["chosen"]), None)
         if pick is None:
-            return self.refuse(503, f"{service} has no endpoint")
+            return fail("no endpoint", f"{service} has no endpoint")
         self._fields["pick"] = pick["address"]
         if pick["loop"]:
-            return self.refuse(508, f"{pick['address']} is one of this sidecar's own listeners")
+            return fail("loop", f"{pick['address']} is one of this sidecar's own listeners")
         self.steps.append(f"{pick['address']} is picked{_because(record['balance'], pick)}")
         return {
             "outcome": "forward",
@@ -113,10 +205,25 @@ class _Answer:
         }
 
 
+def _status(protocol: str, failure: str) -> int | None:
+    """The status that a caller gets for one of _core.FRAME_FAILURES."""
+    match protocol:
+        case "http":
+            return {"no service": 404, "no endpoint": 503, "loop": 508}[failure]
+        case "bolt":
+            status = _core.parse_bolt(_core.bolt_answer(_core.bolt_heartbeat(1, 0), failure))["status"]
+        case "dubbo":
+            status = _core.parse_dubbo(_core.dubbo_answer(_core.dubbo_heartbeat(0), failure))["status"]
+        case _:
+            return None
+    assert isinstance(status, int)
+    return status
+
+
 def _listener(asked: Question, config: Config) -> Listener:
     for listener in config.listeners:
         if asked.listener is None:
-            if listener.direction == asked.direction and listener.protocol in ("http", "auto"):
+            if listener.direction == asked.direction and listener.protocol in ("auto", "http"):
                 return listener
         elif listener.name == asked.listener:
             return listener
@@ -160,13 +267,13 @@ def _headers(head: bytes) -> dict[str, str]:
     return found
 
 
-def _hash(record: dict[str, Any], asked: Question, headers: dict[str, str]) -> tuple[int, str]:
-    """What the balancing hashes for this request, and that in words."""
-    if record["balance"] == "hash_header":
+def _hash(record: dict[str, Any], asked: Question, headers: dict[str, str] | None) -> tuple[int, str]:
+    """What the balancing hashes for this request, and that in words. What has no headers goes by its source."""
+    if record["balance"] == "hash_header" and headers is not None:
         name = record["hash_header"]
         value = headers.get(name, "")
         return _core.hash_key(value.encode("latin-1")), f" of the header {name}: {value or '(absent)'}"
-    if record["balance"] == "hash_source":
+    if record["balance"] in ("hash_source", "hash_header"):
         try:
             source = ipaddress.ip_address(asked.source)
         except ValueError:

@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+import bolt_frames
+import dubbo_frames
+import sniff_corpus
 from fastside.admin_client import AdminClient, AdminError
 from harness import Origin, Raw, Sidecar, call, free_port, request_bytes, require_root, wait_until
 from registry_process import RegistryProcess
@@ -246,9 +249,106 @@ def test_explain_a_capture(admin):
     capture = base64.b64encode(b"\r\nPOST /x HTTP/1.1\r\nHost: svc-a\r\nContent-Length: 3\r\n\r\nabc").decode()
     answer = explain(admin, capture=capture)
     assert answer["service"] == "svc-a"
-    assert answer["steps"][0] == "POST /x is a sound HTTP/1.1 request"
-    tls = base64.b64encode(bytes.fromhex("1603010200010001fc0303") + b"\n\r\n\r\n").decode()
-    assert explain(admin, capture=tls)["outcome"] == "refuse"
+    assert "POST /x is a sound HTTP/1.1 request" in answer["steps"]
+    banner = base64.b64encode(b"SSH-2.0-client\r\n\r\n").decode()
+    assert explain(admin, capture=banner)["outcome"] == "refuse"
+
+
+HELLO, DEMO = "com.x.Hello:1.0", "com.x.Demo"
+CALLS = {
+    "bolt": (bolt_frames.request(7, HELLO), HELLO.lower()),
+    "bolt v2": (bolt_frames.request(7, HELLO, version=2, crc=True), HELLO.lower()),
+    "bolt without its content": (bolt_frames.request(7, HELLO, b"x" * 999)[:-999], HELLO.lower()),
+    "dubbo": (dubbo_frames.request(7, DEMO, "1.0"), "com.x.demo:1.0"),
+    "dubbo with a group that counts": (dubbo_frames.request(7, DEMO, "1.0", "blue"), "blue/com.x.demo:1.0"),
+    "dubbo without a version": (dubbo_frames.request(7, DEMO, group="red"), "com.x.demo"),
+    "tls": (sniff_corpus.client_hello("Svc-A.example"), "svc-a.example"),
+    "opaque": (b"SSH-2.0-client\r\n", "db"),
+}
+"""First bytes of connections, and the services that they are for."""
+
+
+@pytest.fixture(scope="module")
+def speaking(origin: Origin) -> Iterator[Sidecar]:
+    """With services of other protocols than HTTP, on one listener."""
+    endpoints = [f"127.0.0.1:{origin.port}"]
+    protocols = {HELLO: "bolt", "svc-a.example": "tls"}
+    protocols |= {f"{group}{DEMO}{version}": "dubbo" for group, version in (("", ":1.0"), ("blue/", ":1.0"), ("", ""))}
+    services = {name: {"protocol": protocol, "endpoints": endpoints} for name, protocol in protocols.items()}
+    by_header = {"balance": "consistent_hash", "hash_by": "header:x"}
+    services |= {"db": {"endpoints": endpoints}, "com.x.Empty:1.0": {"protocol": "bolt", "endpoints": ["127.0.0.1:1"]}}
+    services[HELLO] |= by_header
+    config = {"listeners": [{"name": "outbound", "service": "db"}], "services": services}
+    with Sidecar(config) as running:
+        running.client.publish(HELLO, origin.port, protocol="bolt")
+        running.client.subscribe("com.x.None:1.0", protocol="bolt")
+        running.client.subscribe("com.x.None", protocol="dubbo")
+        yield running
+
+
+def explain_bytes(sidecar: Sidecar, data: bytes, **question: Any) -> dict[str, Any]:
+    admin = AdminClient(str(sidecar.admin_socket))
+    return explain(admin, capture=base64.b64encode(data).decode(), **question)
+
+
+@pytest.mark.parametrize(("data", "service"), CALLS.values(), ids=CALLS)
+def test_explain_tells_protocols_apart(speaking: Sidecar, origin: Origin, data: bytes, service: str) -> None:
+    answer = explain_bytes(speaking, data)
+    assert (answer["outcome"], answer["service"]) == ("forward", service)
+    assert answer["pick"] == f"127.0.0.1:{origin.port}"
+
+
+def test_explain_an_application_of_its_own(speaking: Sidecar) -> None:
+    answer = explain_bytes(speaking, CALLS["bolt"][0], direction="inbound")
+    assert "one application has all services of this protocol, and gets the connection as a whole" in answer["steps"]
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "reason"),
+    [
+        (bolt_frames.request(7, "com.x.Nobody:1.0"), bolt_frames.NO_PROCESSOR, "com.x.nobody:1.0 is not subscribed to"),
+        (bolt_frames.request(7, "com.x.None:1.0"), bolt_frames.NO_PROCESSOR, "com.x.none:1.0 has no endpoint"),
+        (bolt_frames.request(7, DEMO), bolt_frames.NO_PROCESSOR, "com.x.demo speaks dubbo, not bolt"),
+        (dubbo_frames.request(7, HELLO), dubbo_frames.SERVICE_NOT_FOUND, "com.x.hello:1.0 speaks bolt, not dubbo"),
+    ],
+)
+def test_explained_refusals_have_the_status_of_the_protocol(
+    speaking: Sidecar, data: bytes, status: int, reason: str
+) -> None:
+    answer = explain_bytes(speaking, data)
+    assert (answer["outcome"], answer["status"], answer["reason"]) == ("refuse", status, reason)
+    with Raw(speaking.outbound) as raw:  # really sent
+        raw.send(data)
+        read = bolt_frames.read_frame if data[0] == 1 else dubbo_frames.read_frame
+        assert read(raw).status == status
+
+
+def test_explained_refusals_without_a_status(speaking: Sidecar) -> None:
+    for data, reason in (
+        (bolt_frames.request(7, "com.x.Nobody:1.0", kind=bolt_frames.ONEWAY), "is not subscribed to"),
+        (sniff_corpus.client_hello("nobody"), "nobody is not subscribed to"),
+        (sniff_corpus.client_hello(None), "names no server"),
+        (sniff_corpus.records(sniff_corpus.message(b"\xff" * 100)), "not a well-formed ClientHello"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "HTTP/2 is not carried"),
+    ):
+        answer = explain_bytes(speaking, data)
+        assert (answer["outcome"], answer["status"]) == ("refuse", None)
+        assert reason in answer["reason"]
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        (b"", "what it speaks; capture more"),
+        (CALLS["bolt"][0][:40], "what routes the call does; capture more"),
+        (CALLS["dubbo with a group that counts"][0][:-1], "the call's group does; capture more"),
+        (CALLS["tls"][0][:40], "the ClientHello does; capture more"),
+        (bolt_frames.HEARTBEAT, "a heartbeat, which is for no service; capture a call"),
+    ],
+)
+def test_captures_that_say_too_little(speaking: Sidecar, data: bytes, error: str) -> None:
+    with pytest.raises(AdminError, match=error):
+        explain_bytes(speaking, data)
 
 
 @pytest.mark.parametrize(

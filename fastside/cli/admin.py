@@ -223,7 +223,7 @@ def _print_explanation(answer: dict[str, Any]) -> None:
     for step in answer["steps"]:
         click.echo(f"  {step}")
     if answer["outcome"] == "refuse":
-        status = f" with status {answer['status']}" if answer["protocol"] != "tcp" else ""
+        status = f" with status {answer['status']}" if answer["status"] is not None else ""
         click.echo(f"refused{status}: {answer['reason']}")
     else:
         click.echo(f"forwarded {answer['reason']}")
