@@ -20,6 +20,7 @@ FRAME_FAILURES: tuple[str, ...]
 BOLT_STATUSES: tuple[str, ...]
 DUBBO_STATUSES: tuple[str, ...]
 SNIFF_NAMES: tuple[str, ...]
+STATUS_NAMES: dict[str, tuple[str, ...]]
 
 class TableFull(Exception): ...
 
