@@ -22,7 +22,7 @@ class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     direction: str = "outbound"
     listener: str | None = None
-    """Name of the listener that it comes to; None = the first one in that direction that takes HTTP."""
+    """Name of the listener that it comes to; None = the first one in that direction that takes what it speaks."""
     method: str = "GET"
     host: str = ""
     path: str = "/"
@@ -33,18 +33,24 @@ class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """First bytes of a connection in base64, instead of method, host, path and headers."""
 
 
+LABELS = {"bolt": "Bolt", "dubbo": "Dubbo", "tls": "TLS"}
+"""Protocols that first bytes may be told to be of; whatever else they are, HTTP says so in words."""
+
+
 def explain(question: Any, config: Config, table: _core.Table) -> dict[str, Any]:
     """Return outcome ("forward" or "refuse"), status (of a refusal, in the caller's protocol; None where it has none),
-    reason, listener, service, rule, steps, protocol, balance, pick and endpoints. Raises BadQuestion.
+    reason, listener, protocol (the caller's), kind ("request", "one-way" or None), service, version, method, group,
+    rule, steps, balance, pick and endpoints. Raises BadQuestion.
     """
     try:
         asked = msgspec.convert(question, Question)
     except msgspec.ValidationError as error:
         raise BadQuestion(f"the question is no good: {error}") from None
-    listener = _listener(asked, config)
-    answer = _Answer(listener, asked, table)
     data = _request_bytes(asked)
-    match _spoken(listener, data, answer.steps):
+    found = _core.sniff_protocol(data)
+    listener = _listener(asked, LABELS.get(found, "HTTP"), config)
+    answer = _Answer(listener, asked, table)
+    match _spoken(listener, found, answer.steps):
         case "tcp":
             return answer.opaque()
         case "tls":
@@ -57,11 +63,10 @@ def explain(question: Any, config: Config, table: _core.Table) -> dict[str, Any]
             return answer.http(data)
 
 
-def _spoken(listener: Listener, data: bytes, steps: list[str]) -> str:
-    """What a worker takes a connection for that begins with data."""
+def _spoken(listener: Listener, found: str, steps: list[str]) -> str:
+    """What a worker takes a connection for whose first bytes are found to be so."""
     if listener.protocol != "auto":
         return listener.protocol
-    found = _core.sniff_protocol(data)
     if found == "more":
         raise BadQuestion("the capture does not tell yet what it speaks; capture more")
     if found == "opaque":
@@ -78,9 +83,13 @@ class _Answer:
         self._table = table
         self._fields: dict[str, Any] = {
             "listener": {"name": listener.name, "bind": listener.bind, "direction": listener.direction},
-            "service": None,
-            "rule": None,
             "protocol": None,
+            "kind": None,
+            "service": None,
+            "version": None,
+            "method": None,
+            "group": None,
+            "rule": None,
             "balance": None,
             "pick": None,
             "endpoints": [],
@@ -116,13 +125,16 @@ class _Answer:
             return self.refuse(None, parsed["reject"])
         if parsed["kind"] not in ("request", "one-way"):
             raise BadQuestion(f"the capture begins with a {parsed['kind']}, which is for no service; capture a call")
+        self._fields |= {name: parsed[name] or None for name in ("kind", "version", "method", "group")}
+        answered = parsed["kind"] == "request"
+        if not parsed["service"]:
+            status = _status(protocol, "no service") if answered else None
+            return self.refuse(status, "the frame names no service that can be read")
         service = ":".join(filter(None, (parsed["service"], parsed.get("version")))).lower()
         self.steps.append(f"a {parsed['kind']} of {protocol} for {service}, method {parsed['method']}")
         if protocol == "dubbo":
             service = self._grouped(service, data)
-        if parsed["kind"] == "one-way":
-            return self._route(protocol, service, "frame", accepted=(protocol,), answered=False)
-        return self._route(protocol, service, "frame", accepted=(protocol,))
+        return self._route(protocol, service, "frame", accepted=(protocol,), answered=answered)
 
     def http(self, data: bytes) -> dict[str, Any]:
         settings, header = self._table.settings(), self._listener.service_header.encode()
@@ -134,6 +146,7 @@ class _Answer:
             self.steps.append("the request breaks the rules of HTTP/1.1 and is refused unseen")
             return self.refuse(parsed["status"], parsed["reject"])
         self.steps.append(f"{parsed['method']} {parsed['target']} is a sound {parsed['version']} request")
+        self._fields |= {"kind": "request", "method": parsed["method"]}
         service, rule = _service(parsed, self._listener, self.steps)
         return self._route("http", service, rule, headers=_headers(data[: parsed["length"]]))
 
@@ -148,6 +161,7 @@ class _Answer:
         if not parsed.get("group"):
             return service
         self.steps.append(f"its group is {parsed['group']}")
+        self._fields["group"] = parsed["group"]
         return f"{parsed['group'].lower()}/{service}"
 
     def _route(
@@ -170,14 +184,14 @@ class _Answer:
             return self.refuse(_status(protocol, failure) if answered else None, reason)
 
         direction = self._listener.direction
-        self._fields |= {"service": service, "rule": rule}
+        self._fields |= {"protocol": protocol, "service": service, "rule": rule}
         record = self._table.lookup(direction, service)
         if record is None:
             known = sorted(self._table.services(direction))
             self.steps.append(f"no {direction} service is called {service}; known: {', '.join(known[:20]) or 'none'}")
             what = "published through this sidecar" if direction == "inbound" else "subscribed to"
             return fail("no service", f"{service} is not {what}")
-        self._fields |= {"protocol": record["protocol"], "balance": record["balance"]}
+        self._fields["balance"] = record["balance"]
         if record["protocol"] not in accepted:
             return fail("no service", f"{service} speaks {record['protocol']}, not {protocol}")
         if record["single"]:
@@ -220,15 +234,15 @@ def _status(protocol: str, failure: str) -> int | None:
     return status
 
 
-def _listener(asked: Question, config: Config) -> Listener:
+def _listener(asked: Question, label: str, config: Config) -> Listener:
     for listener in config.listeners:
         if asked.listener is None:
-            if listener.direction == asked.direction and listener.protocol in ("auto", "http"):
+            if listener.direction == asked.direction and listener.protocol in ("auto", label.lower()):
                 return listener
         elif listener.name == asked.listener:
             return listener
     names = ", ".join(f"{listener.name} ({listener.direction} {listener.protocol})" for listener in config.listeners)
-    wanted = f"called {asked.listener}" if asked.listener else f"for {asked.direction} HTTP"
+    wanted = f"called {asked.listener}" if asked.listener else f"for {asked.direction} {label}"
     raise BadQuestion(f"there is no listener {wanted}; the listeners are {names}")
 
 

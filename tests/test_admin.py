@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import bolt_frames
+import dubbo_corpus
 import dubbo_frames
 import sniff_corpus
 from fastside.admin_client import AdminClient, AdminError
@@ -298,6 +299,38 @@ def test_explain_tells_protocols_apart(speaking: Sidecar, origin: Origin, data: 
     assert answer["pick"] == f"127.0.0.1:{origin.port}"
 
 
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (bolt_frames.request(7, HELLO), ("bolt", "request", HELLO.lower(), None, "hi", None)),
+        (CALLS["dubbo"][0], ("dubbo", "request", "com.x.demo:1.0", "1.0", "hi", None)),
+        (CALLS["dubbo with a group that counts"][0], ("dubbo", "request", "blue/com.x.demo:1.0", "1.0", "hi", "blue")),
+        (
+            dubbo_corpus.call(service=DEMO, flags=dubbo_corpus.ONE_WAY, serialization=dubbo_corpus.FASTJSON2),
+            ("dubbo", "one-way", "g/com.x.demo:1.0", "1.0", "hi", "g"),
+        ),
+        (CALLS["tls"][0], ("tls", None, "svc-a.example", None, None, None)),
+        (CALLS["opaque"][0], ("tcp", None, "db", None, None, None)),
+        (request_bytes(DEMO, "/"), ("http", "request", DEMO.lower(), None, "GET", None)),
+    ],
+)
+def test_explain_has_one_shape_for_every_protocol(
+    speaking: Sidecar, data: bytes, expected: tuple[str | None, ...]
+) -> None:
+    answer = explain_bytes(speaking, data)
+    assert tuple(answer[name] for name in ("protocol", "kind", "service", "version", "method", "group")) == expected
+    assert explain_bytes(speaking, data + b"more") == answer
+
+
+def test_explain_finds_the_listener_by_the_first_bytes() -> None:
+    frames = {"name": "frames", "direction": "outbound", "protocol": "bolt", "bind": f"127.0.0.1:{free_port()}"}
+    with Sidecar({"listeners": [{"name": "outbound", "protocol": "http"}, frames]}) as sidecar:
+        assert explain_bytes(sidecar, CALLS["bolt"][0])["listener"]["name"] == "frames"
+        assert explain_bytes(sidecar, request_bytes("a", "/"))["listener"]["name"] == "outbound"
+        with pytest.raises(AdminError, match="there is no listener for outbound Dubbo"):
+            explain_bytes(sidecar, CALLS["dubbo"][0])
+
+
 def test_explain_an_application_of_its_own(speaking: Sidecar) -> None:
     answer = explain_bytes(speaking, CALLS["bolt"][0], direction="inbound")
     assert "one application has all services of this protocol, and gets the connection as a whole" in answer["steps"]
@@ -310,6 +343,12 @@ def test_explain_an_application_of_its_own(speaking: Sidecar) -> None:
         (bolt_frames.request(7, "com.x.None:1.0"), bolt_frames.NO_PROCESSOR, "com.x.none:1.0 has no endpoint"),
         (bolt_frames.request(7, DEMO), bolt_frames.NO_PROCESSOR, "com.x.demo speaks dubbo, not bolt"),
         (dubbo_frames.request(7, HELLO), dubbo_frames.SERVICE_NOT_FOUND, "com.x.hello:1.0 speaks bolt, not dubbo"),
+        (bolt_frames.request(7, ""), bolt_frames.NO_PROCESSOR, "the frame names no service that can be read"),
+        (
+            dubbo_corpus.frame(b"?", serialization=8),
+            dubbo_frames.SERVICE_NOT_FOUND,
+            "the frame names no service that can be read",
+        ),
     ],
 )
 def test_explained_refusals_have_the_status_of_the_protocol(

@@ -173,7 +173,7 @@ def conns(limit: int, config_path: Path | None, output: str) -> None:
 @click.option("--path", default="/", show_default=True, help="The request target.")
 @click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="A header; may be repeated.")
 @click.option("--direction", type=click.Choice(["outbound", "inbound"]), default="outbound", show_default=True)
-@click.option("--listener", help="Name of the listener that it comes to; else the direction's first for HTTP.")
+@click.option("--listener", help="Name of the listener that it comes to; else the direction's first that takes it.")
 @click.option("--source", default="127.0.0.1", show_default=True, help="The caller's address.")
 @click.option(
     "--capture",
