@@ -2,6 +2,7 @@
 # everything is nogil, takes no Python object and allocates nothing per request.
 
 include "core/settings.pyx"
+include "core/bytes.pyx"
 include "core/http1.pyx"
 include "core/frame.pyx"
 include "core/bolt.pyx"

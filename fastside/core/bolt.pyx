@@ -24,6 +24,7 @@ cdef enum:                      # statuses that the sidecar itself answers with 
 cdef enum:
     MAX_SHORT = 0x7FFF
     CODEC_HESSIAN2 = 1
+    NULL_LENGTH = 0xFFFFFFFFU   # of a string
     CRC_BYTES = 4
 
 
@@ -95,49 +96,47 @@ cdef int bolt_frame(const uint8_t *p, uint32_t n, Frame *f) noexcept nogil:
     return FRAME_OK
 
 
-cdef inline bint next_string(const uint8_t *p, uint32_t end, uint32_t *at, Span *string) noexcept nogil:
-    """Reads the string at p[*at:end] and moves *at behind it. The null string has start 0."""
-    cdef uint32_t length
+cdef inline bint next_string(const uint8_t *p, uint32_t end, uint32_t *at, uint32_t *length) noexcept nogil:
+    """Moves *at behind the string at p[*at:end]. *length is NULL_LENGTH for the null string, which has no bytes."""
     if end - at[0] < 4:
         return False
-    length = load_be32(p + at[0])
+    length[0] = load_be32(p + at[0])
     at[0] += 4
-    string.start = at[0]
-    string.length = length
-    if length == 0xFFFFFFFFU:
-        string.start = 0
-        string.length = 0
-    elif length > end - at[0]:
-        return False
-    at[0] += string.length
+    if length[0] != NULL_LENGTH:
+        if length[0] > end - at[0]:
+            return False
+        at[0] += length[0]
     return True
 
 
-cdef inline bint is_key(const uint8_t *p, Span key, const char *name, uint32_t length) noexcept nogil:
-    return key.length == length and memcmp(p + key.start, name, length) == 0
-
-
 cdef int bolt_route(const uint8_t *p, uint32_t n, Frame *f) noexcept nogil:
+    # Numbers and no Span for each string: this is the longest loop over a request.
     cdef uint32_t at
-    cdef Span key
-    cdef Span value
+    cdef uint32_t end = f.front
+    cdef uint32_t key_length
+    cdef uint32_t length
+    cdef const uint8_t *key
     cdef Span target
-    if n < f.front:
+    if n < end:
         return FRAME_MORE
     memset(&target, 0, sizeof(target))
-    at = f.front - load_be16(p + fixed_length_of(f) - 6)
+    at = end - load_be16(p + fixed_length_of(f) - 6)
     # Every pair, as the order is a hash map's; of equal keys the last counts, as it does for the Java server.
-    while at < f.front:
-        if not next_string(p, f.front, &at, &key) or not next_string(p, f.front, &at, &value):
+    while at < end:
+        key = p + at + 4
+        if not next_string(p, end, &at, &key_length) or not next_string(p, end, &at, &length):
             return BAD_FRONT
-        if key.start == 0 or value.start == 0:
+        if length == NULL_LENGTH:
             continue
-        if is_key(p, key, b"service", 7):
-            f.service = value
-        elif is_key(p, key, b"sofa_head_target_service", 24):
-            target = value
-        elif is_key(p, key, b"sofa_head_method_name", 21):
-            f.method = value
+        if key_length == 7 and memcmp(key, b"service", 7) == 0:
+            f.service.start = at - length
+            f.service.length = length
+        elif key_length == 24 and memcmp(key, b"sofa_head_target_service", 24) == 0:
+            target.start = at - length
+            target.length = length
+        elif key_length == 21 and memcmp(key, b"sofa_head_method_name", 21) == 0:
+            f.method.start = at - length
+            f.method.length = length
     if f.service.length == 0:
         f.service = target
     if not is_name(p, f.service) or not is_name(p, f.method):

@@ -89,11 +89,16 @@ cdef bint request_read(Worker *w, Connection *d) noexcept nogil:
 
 cdef inline uint32_t lower_key(uint8_t *key, const uint8_t *p, Span span) noexcept nogil:
     """Copies a service name in lower case; longer names than MAX_KEY are cut, and then no service has them."""
-    cdef uint32_t i, length = span.length if span.length < MAX_KEY else MAX_KEY
-    cdef uint8_t c
-    for i in range(length):
-        c = p[span.start + i]
-        key[i] = c | 32 if c'A' <= c <= c'Z' else c
+    cdef uint32_t i = 0, length = span.length if span.length < MAX_KEY else MAX_KEY
+    cdef uint64_t word
+    p += span.start
+    while length - i >= 8:
+        word = lower_8(load_8(p + i))
+        memcpy(key + i, &word, 8)
+        i += 8
+    while i < length:
+        key[i] = lower_byte(p[i])
+        i += 1
     return length
 
 

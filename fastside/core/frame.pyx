@@ -1,14 +1,5 @@
 # What the codecs of the multiplexed protocols share: numbers and names on the wire, and a Frame for Python.
 
-cdef extern from "<endian.h>" nogil:
-    uint16_t be16toh(uint16_t x)
-    uint16_t htobe16(uint16_t x)
-    uint32_t be32toh(uint32_t x)
-    uint32_t htobe32(uint32_t x)
-    uint64_t be64toh(uint64_t x)
-    uint64_t htobe64(uint64_t x)
-    uint32_t le32toh(uint32_t x)
-
 cdef extern from *:
     """
     static const char *const fs_frame_reasons[] = {
@@ -26,47 +17,20 @@ cdef extern from *:
     int FS_FRAME_REASONS
 
 
-cdef inline uint16_t load_be16(const uint8_t *p) noexcept nogil:
-    cdef uint16_t x
-    memcpy(&x, p, 2)
-    return be16toh(x)
-
-
-cdef inline uint32_t load_be32(const uint8_t *p) noexcept nogil:
-    cdef uint32_t x
-    memcpy(&x, p, 4)
-    return be32toh(x)
-
-
-cdef inline uint64_t load_be64(const uint8_t *p) noexcept nogil:
-    cdef uint64_t x
-    memcpy(&x, p, 8)
-    return be64toh(x)
-
-
-cdef inline void store_be16(uint8_t *p, uint16_t x) noexcept nogil:
-    x = htobe16(x)
-    memcpy(p, &x, 2)
-
-
-cdef inline void store_be32(uint8_t *p, uint32_t x) noexcept nogil:
-    x = htobe32(x)
-    memcpy(p, &x, 4)
-
-
-cdef inline void store_be64(uint8_t *p, uint64_t x) noexcept nogil:
-    x = htobe64(x)
-    memcpy(p, &x, 8)
-
-
 cdef inline bint is_name(const uint8_t *p, Span span) noexcept nogil:
     """The span is short enough for a key and has no control characters; bytes of other alphabets are let through."""
-    cdef uint32_t i
+    cdef uint32_t i = span.start
+    cdef uint32_t end = span.start + span.length
     if span.length > MAX_KEY:
         return False
-    for i in range(span.start, span.start + span.length):
+    while end - i >= 8:
+        if has_control(load_8(p + i)):
+            return False
+        i += 8
+    while i < end:
         if p[i] < 32 or p[i] == 127:
             return False
+        i += 1
     return True
 
 

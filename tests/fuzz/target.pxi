@@ -3,6 +3,8 @@
 
 from libc.stdlib cimport abort, free, malloc
 
+include "core/bytes.pyx"
+
 
 cdef void check(bint holds) noexcept nogil:
     if not holds:
