@@ -72,6 +72,17 @@ def test_each_request_of_a_connection_is_routed_by_itself(workers: Workers, serv
     answered(client, 1, b"1")
 
 
+def test_the_service_is_named_in_any_case(workers: Workers, servers: tuple[Server, Server]) -> None:
+    name = "".join(map(chr, range(33, 127)))
+    client = workers.connect()
+    for shift in range(8):
+        rotated = name[shift:] + name[:shift]
+        put(workers, rotated.lower(), servers[0])
+        ask(client, shift, rotated)
+    upstream = servers[0].accept()
+    assert [read_frame(upstream).content for _ in range(8)] == [b"hello"] * 8
+
+
 def test_callers_share_a_connection_and_get_their_own_ids_back(
     workers: Workers, servers: tuple[Server, Server]
 ) -> None:
