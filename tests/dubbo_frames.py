@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from harness import Stream
 
-OK, SERVICE_NOT_FOUND = 20, 60
+OK, SERVER_TIMEOUT, SERVICE_NOT_FOUND = 20, 31, 60
 TWO_WAY, ONE_WAY = 0xC2, 0x82
 READONLY, WRITABLE = b"\x01R", b"\x01W"
 
@@ -32,11 +32,18 @@ def text(value: str) -> bytes:
 
 
 def request(
-    id: int, service: str, version: str = "0.0.0", group: str = "", content: str = "", flags: int = TWO_WAY
+    id: int,
+    service: str,
+    version: str = "0.0.0",
+    group: str = "",
+    content: str = "",
+    flags: int = TWO_WAY,
+    timeout: int | None = None,
 ) -> bytes:
     """A call of `hi(String)`."""
     body = b"".join(map(text, ("2.0.2", service, version, "hi", "Ljava/lang/String;", content)))
-    attachments = {"path": service, "group": group} if group else {"path": service}
+    given = {"path": service, "group": group, "timeout": str(timeout or "")}
+    attachments = {key: value for key, value in given.items() if value}
     body += b"H" + b"".join(text(part) for pair in attachments.items() for part in pair) + b"Z"
     return frame(flags, id, body)
 

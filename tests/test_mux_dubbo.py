@@ -11,6 +11,7 @@ from dubbo_frames import (
     OK,
     ONE_WAY,
     READONLY,
+    SERVER_TIMEOUT,
     SERVICE_NOT_FOUND,
     WRITABLE,
     event,
@@ -64,6 +65,16 @@ def test_without_grouped_services_the_group_is_not_looked_at(workers: Workers, s
     upstream = server.accept()
     upstream.send(response(read_frame(upstream)))
     assert read_frame(client).status == OK
+
+
+def test_a_timeout_is_the_callers_own(workers: Workers, server: Server) -> None:
+    put(workers, "com.x.demo", server)
+    client = workers.connect()
+    client.send(request(1, "com.x.Demo", content="x" * 1000, timeout=150))
+    read_frame(server.accept())
+    answer = read_frame(client)
+    assert (answer.id, answer.status) == (1, SERVER_TIMEOUT)
+    assert workers.counters()["timeout_request"] == 1
 
 
 def test_an_unknown_service_is_named_in_the_error(workers: Workers) -> None:

@@ -168,6 +168,11 @@ cdef void hessian_units(Walk *w, uint32_t units) noexcept nogil:
     """Goes over text in UTF-8. Java writes each half of a surrogate pair by itself, others the pair as four bytes."""
     cdef uint8_t c
     while units and w.outcome == FRAME_OK:
+        while units >= 8 and w.at + 8 <= w.end and load_be64(w.p + w.at) & 0x8080808080808080U == 0:
+            w.at += 8               # ASCII, most of what there is
+            units -= 8
+        if units == 0:
+            return
         c = walk_byte(w)
         units -= 1
         if c < 0x80:

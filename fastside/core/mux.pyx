@@ -341,7 +341,7 @@ cdef Service *service_named(Worker *w, const Connection *d, const uint8_t *p, ui
                             uint32_t *length) noexcept nogil:
     """The service that a routed frame is for, and its key: Bolt's name as it is, Dubbo's [group/]service[:version]."""
     cdef Service *service
-    cdef bint named
+    cdef bint named, grouped, attached
     length[0] = 0
     named = add_key(key, length, p, f.service)
     if f.service_version.length:
@@ -353,8 +353,11 @@ cdef Service *service_named(Worker *w, const Connection *d, const uint8_t *p, ui
     if not named:
         return NULL
     service = table_find(&w.shm, d.direction, key, length[0])
-    if f.protocol == PROTOCOL_DUBBO and (service == NULL or service.flags & SERVICE_GROUPED):
-        if dubbo_group(p, n, f) == FRAME_OK and 0 < f.group.length < MAX_KEY - length[0]:
+    if f.protocol == PROTOCOL_DUBBO:
+        # The attachments also say how long the caller waits. A one-way call is read to the end for its group alone.
+        grouped = service == NULL or service.flags & SERVICE_GROUPED
+        attached = (grouped or f.kind == FRAME_REQUEST) and dubbo_group(p, n, f) == FRAME_OK
+        if grouped and attached and 0 < f.group.length < MAX_KEY - length[0]:
             memmove(key + f.group.length + 1, key, length[0])
             lower_key(key, p, f.group)
             key[f.group.length] = c'/'

@@ -87,7 +87,7 @@ def service_stats(Table table):
             for slot, (direction, service, protocol) in named.items()]
 
 
-_STATUS_NAMES = {"bolt": BOLT_STATUSES, "dubbo": DUBBO_STATUSES}
+STATUS_NAMES = {"bolt": BOLT_STATUSES, "dubbo": DUBBO_STATUSES}
 
 
 cdef dict _sum_stats(Table table, uint32_t stat_slot, direction, service, protocol):
@@ -108,7 +108,7 @@ cdef dict _sum_stats(Table table, uint32_t stat_slot, direction, service, protoc
         received += one.bytes_received
         sent += one.bytes_sent
         duration += one.duration_us
-    names = _STATUS_NAMES.get(protocol, ())
+    names = STATUS_NAMES.get(protocol, ())
     return {"direction": direction, "service": service, "protocol": protocol, "stat_slot": stat_slot,
             "responses": responses, "statuses": {name: count for name, count in zip(names, statuses) if count},
             "bytes_received": received, "bytes_sent": sent, "duration_us": duration, "histogram": histogram}
