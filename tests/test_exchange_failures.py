@@ -526,8 +526,7 @@ def test_a_request_that_was_not_sent_goes_to_another_endpoint(workers: Workers, 
         found = workers.counters()
         assert found["retries"] == 1
         assert found["upstream_connect_failures"] == 0
-        client.close()
-        workers.wait_idle()
+        workers.wait_for(downstreams=1, buffers=0)
 
 
 @pytest.mark.parametrize("body", [b"Content-Length: 11\r\n\r\nhello world", b"Transfer-Encoding: chunked\r\n\r\n"])
@@ -613,6 +612,23 @@ def test_a_request_that_is_not_kept_or_may_have_been_sent_is_not_repeated(
         workers.settle()
         assert not one.pending()
         assert not two.pending()
+
+
+def test_a_request_that_is_kept_no_longer_goes_on(workers: Workers, client: Raw) -> None:
+    """Its body comes when an interim response has been forwarded."""
+    request = head("POST / HTTP/1.1", "Host: svc", "Expect: 100-continue", "Content-Length: 4")
+    with Server() as one, Server() as two:
+        workers.put(SERVICE, [one.address, two.address])
+        client.send(request)
+        _, upstream = accept_either(one, two)
+        exact(upstream, request)
+        upstream.send(head("HTTP/1.1 100 Continue"))
+        exact(client, head("HTTP/1.1 100 Continue"))
+        workers.wait_for(downstreams=1, buffers=0)
+        client.send(b"body")
+        exact(upstream, b"body")
+        upstream.send(OK)
+        exact(client, OK)
 
 
 def test_requests_are_kept_only_while_buffers_are_plenty(workers: Workers) -> None:
