@@ -9,7 +9,7 @@ import pytest
 
 from harness import require_root
 from hosts import Hosts, two_hosts
-from pairs import PAIRS, Pair
+from pairs import PAIRS, Pair, pair_id
 
 LOG_BYTES = 4000
 
@@ -28,11 +28,29 @@ def hosts(logs: Path) -> Iterator[Hosts]:
         yield running
 
 
-@pytest.fixture(scope="session", params=PAIRS, ids=lambda pair: "-to-".join(map(str, pair)))
-def pair(hosts: Hosts, logs: Path, request: pytest.FixtureRequest) -> Iterator[Pair]:
-    """A consumer and a provider that call each other through their hosts' sidecars."""
+@pytest.fixture(scope="session", params=PAIRS, ids=pair_id)
+def running_pair(hosts: Hosts, logs: Path, request: pytest.FixtureRequest) -> Iterator[Pair]:
     with Pair(hosts, *request.param, logs) as running:
         yield running
+
+
+@pytest.fixture
+def pair(running_pair: Pair) -> Iterator[Pair]:
+    """A consumer and a provider that call each other through their hosts' sidecars. The provider's gate is closed."""
+    yield running_pair
+    running_pair.recover()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run all tests of a pair together, so that each pair is started once."""
+    items.sort(key=_pair_number)
+
+
+def _pair_number(item: pytest.Item) -> int:
+    assert isinstance(item, pytest.Function)
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    return PAIRS.index(params["running_pair"]) if "running_pair" in params else -1
 
 
 @pytest.hookimpl(wrapper=True)

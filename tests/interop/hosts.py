@@ -11,12 +11,15 @@ from ipaddress import IPv4Interface
 from pathlib import Path
 
 from fastside.netns import Namespace, join
-from harness import Sidecar
+from harness import DEADLINE, Sidecar
 from registry_process import RegistryProcess
 
 INBOUND, OUTBOUND, API, METRICS = 20881, 20882, 20883, 20884
+DUBBO_OUTBOUND = 30880
 MESH = "http://127.0.0.1:13330"
 """SOFARPC's mesh API."""
+MESH_OUTBOUND = 12220
+"""Where SOFARPC calls if it subscribed by its mesh API."""
 
 
 class HostSidecar(Sidecar):
@@ -28,9 +31,12 @@ class HostSidecar(Sidecar):
             "registry": {"url": registry},
             "api": f"127.0.0.1:{API}",
             "metrics": f"127.0.0.1:{METRICS}",
+            "mesh": MESH.removeprefix("http://"),
             "listeners": [
                 {"name": "inbound", "bind": f"0.0.0.0:{INBOUND}"},
                 {"name": "outbound", "bind": f"127.0.0.1:{OUTBOUND}"},
+                # Dubbo in Java takes "127.0.0.1" for the host's own address and connects to that.
+                {"name": "dubbo", "direction": "outbound", "bind": f"{address}:{DUBBO_OUTBOUND}", "protocol": "dubbo"},
             ],
         }
         super().__init__(config, directory=directory)
@@ -52,6 +58,21 @@ class HostSidecar(Sidecar):
     def cli(self, *arguments: str, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         with self._namespace.entered():
             return super().cli(*arguments, check=check, timeout=timeout)
+
+    @contextmanager
+    def stopping(self) -> Iterator[None]:
+        """Begin to stop it in the orderly way; it has ended when the block has."""
+        assert self.process
+        self.process.terminate()
+        yield
+        self.process.wait(DEADLINE)
+        self.stop()
+
+    def recover(self) -> None:
+        """Start it if it has ended."""
+        assert self.process
+        if self.process.poll() is not None:
+            self.start()
 
     def restart(self) -> None:
         """Stop it in the orderly way, and start it again."""
@@ -84,9 +105,10 @@ class Host:
         with self.entered():
             self.sidecar.client.unpublish(service, port)
 
-    def subscribe(self, service: str, protocol: str) -> None:
+    def subscribe(self, service: str, protocol: str) -> str | None:
+        """Return the address to call instead of the service's providers."""
         with self.entered():
-            self.sidecar.client.subscribe(service, protocol=protocol)
+            return self.sidecar.client.subscribe(service, protocol=protocol).address
 
     def unsubscribe(self, service: str) -> None:
         with self.entered():

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from harness import wait_until
-from hosts import MESH, OUTBOUND, Host, Hosts
+from hosts import DUBBO_OUTBOUND, MESH, MESH_OUTBOUND, OUTBOUND, Host, Hosts
 from sdks import DUBBO_JAVA, DUBBO_NODE, SOFARPC_JAVA, SOFARPC_NODE, SOFARPC_PYTHON, App, Sdk, consumer, provider
 
 PAIRS = (
@@ -21,12 +23,20 @@ PAIRS = (
     (DUBBO_NODE, DUBBO_JAVA),
 )
 """Consumer and provider."""
-
 SERVICES = {
     "bolt": ("interop.Echo:1.0", "interop.Echo:1.0:named"),
-    "dubbo": ("interop.Echo",),
+    "dubbo": ("interop.Echo", "named/interop.Echo", "interop.Echo:2.0.0", "named/interop.Echo:2.0.0"),
 }
 """What every provider provides, as sidecars know it, by protocol."""
+
+
+def only(*pairs: tuple[Sdk, Sdk]) -> pytest.MarkDecorator:
+    """For a test that not all pairs can pass."""
+    return pytest.mark.parametrize("running_pair", pairs, indirect=True, ids=pair_id, scope="session")
+
+
+def pair_id(pair: tuple[Sdk, Sdk]) -> str:
+    return "-to-".join(map(str, pair))
 
 
 class Pair:
@@ -55,6 +65,38 @@ class Pair:
         """What the consumer gets to see of each kind of failure."""
         return self._consumer_sdk.errors
 
+    @property
+    def payload(self) -> int:
+        """The largest text that both can be made to carry, in bytes."""
+        return min(self._consumer_sdk.payload, self._provider_sdk.payload)
+
+    def consumer_connections(self) -> int:
+        """The connections that the consumer has to its sidecar."""
+        outbound = {"bolt": MESH_OUTBOUND if self._consumer_sdk.mesh else OUTBOUND, "dubbo": DUBBO_OUTBOUND}
+        return self.hosts.caller.connections_to(outbound[self._consumer_sdk.protocol])
+
+    @contextmanager
+    def withdrawn(self) -> Iterator[None]:
+        """Nobody finds the provider, although it is there."""
+        host, sdk = self.hosts.provider, self._provider_sdk
+        for service in self.services:
+            host.unpublish(service, sdk.port)
+        wait_until(lambda: not self._found(host), what=f"{sdk} is withdrawn")
+        yield
+        for service in self.services:
+            host.publish(service, sdk.protocol, sdk.port)
+        wait_until(lambda: self._found(host), what=f"{sdk} is published")
+
+    def recover(self) -> None:
+        """Bring everything back to where it was at the beginning, whatever a test has done and left undone."""
+        for host in (self.hosts.caller, self.hosts.provider):
+            host.sidecar.recover()
+        self.provider.recover()
+        self.consumer.stop_runs()
+        self.provider.open_gate()
+        self.provider.wait_held(0)
+        self.provider.close_gate()
+
     @contextmanager
     def provider_on(self, host: Host, **options: Any) -> Iterator[App]:
         """A provider on a host, which others find when the block begins, and no more when it has ended."""
@@ -78,11 +120,10 @@ class Pair:
         sdk = self._consumer_sdk
         host = self.hosts.caller
         if sdk.mesh:
-            options = {"registry": MESH}
+            options: dict[str, Any] = {"registry": MESH}
         else:
-            options = {"address": f"127.0.0.1:{OUTBOUND}"}
-            for service in self.services:
-                host.subscribe(service, sdk.protocol)
+            addresses = {host.subscribe(service, sdk.protocol) for service in self.services}
+            options = {"address": addresses.pop()}
         with consumer(sdk, host, self._logs, **options) as app:
             yield app
         if not sdk.mesh:

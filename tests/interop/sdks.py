@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import re
 import select
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,18 @@ MIB = 1 << 20
 ENDLESS = (1 << 31) - 1
 
 
-def _java(module: str, main: str) -> tuple[str, ...]:
+def _java(module: str, main: str, *flags: str) -> tuple[str, ...]:
     built = BUILT / "java" / module
     # A short life is faster without the second compiler and with the simplest collector.
-    flags = "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"
-    return "java", *flags, "-cp", f"{built}/classes:{built}/dependency/*", f"interop.{main}"
+    return (
+        "java",
+        "-XX:TieredStopAtLevel=1",
+        "-XX:+UseSerialGC",
+        *flags,
+        "-cp",
+        f"{built}/classes:{built}/dependency/*",
+        f"interop.{main}",
+    )
 
 
 @dataclass(frozen=True)
@@ -53,13 +60,19 @@ class Sdk:
 SOFARPC_JAVA = Sdk(
     "sofarpc-java",
     "bolt",
-    _java("sofarpc", "SofaRpcApp"),
+    _java(
+        "sofarpc",
+        "SofaRpcApp",
+        # Above the high mark it refuses calls; it must be more than a large call needs.
+        f"-Dbolt.netty.buffer.low.watermark={32 * MIB}",
+        f"-Dbolt.netty.buffer.high.watermark={64 * MIB}",
+    ),
     12200,
     {
         "unknown service": r"SofaRpcException\(\d+\)",
         "exception": r"IllegalStateException: |SofaRpcException\(230\): ",  # it cannot read an exception of Node.js
         "timeout": "SofaTimeOutException",
-        "lost": r"SofaRpcException\(\d+\)",
+        "lost": r"Sofa(Rpc|Route)Exception\(\d+\)",
         "overload": r"SofaRpcException\(100\)",
     },
     mesh=True,
@@ -73,7 +86,7 @@ SOFARPC_NODE = Sdk(
         "unknown service": "Error: ",
         "exception": r"(java\.lang\.IllegalState|RpcServer)Exception: |Error: ",
         "timeout": "RpcResponseTimeoutError: ",
-        "lost": "Error: ",
+        "lost": r"(Rpc\w+)?Error: ",
     },
 )
 SOFARPC_PYTHON = Sdk(
@@ -81,8 +94,12 @@ SOFARPC_PYTHON = Sdk(
     "bolt",
     (str(BUILT / "python/bin/python"), str(APPS / "python/sofarpc.py")),
     12200,
-    # anthunder looks for the result of a failed call, and does not find it.
-    {"unknown service": "KeyError: ", "exception": "KeyError: ", "timeout": "TimeoutError: ", "lost": "KeyError: "},
+    {
+        "unknown service": "KeyError: ",  # it looks for the result of a failed call, and does not find it
+        "exception": "KeyError: ",
+        "timeout": "TimeoutError: ",
+        "lost": "(Key|Attribute|Timeout)Error: ",  # it does not notice that its connection was closed
+    },
     mesh=True,
 )
 DUBBO_JAVA = Sdk(
@@ -94,7 +111,7 @@ DUBBO_JAVA = Sdk(
         "unknown service": r"RpcException\(1\): ",
         "exception": "IllegalStateException: ",
         "timeout": r"RpcException\(2\): ",
-        "lost": r"RpcException\(1\): ",
+        "lost": r"RpcException\([16]\): ",
         "overload": r"RpcException\(1\): ",
     },
 )
@@ -162,12 +179,12 @@ class App:
     host: where it runs; None: in the test's own namespace.
     """
 
-    def __init__(self, sdk: Sdk, host: Host | None, logs: Path, options: Mapping[str, Any]) -> None:
+    def __init__(self, sdk: Sdk, host: Host | None, logs: Path, options: dict[str, Any]) -> None:
         self.sdk = sdk
         self._host = host
         self._options = options
         self._log_path = logs / f"{sdk}-{options['role']}.log"
-        self._runs = itertools.count()
+        self._runs: list[str] = []
 
     def start(self) -> App:
         place = self._host.entered() if self._host else contextlib.nullcontext()
@@ -227,9 +244,15 @@ class App:
     ) -> Run:
         """Let callers make calls, by default until they are stopped. `size` is in bytes, `timeout` in seconds."""
         target = {"name": name, "version": version, "serialization": serialization, "timeout": int(timeout * 1000)}
-        run = f"run {next(self._runs)}"
+        run = f"run {len(self._runs)}"
+        self._runs.append(run)
         self.tell("start", run=run, method=method, calls=calls, callers=callers, size=size, target=target)
         return Run(self, run)
+
+    def stop_runs(self) -> None:
+        """Let no caller make a further call."""
+        for run in self._runs:
+            self.tell("stop", run=run)
 
     # What providers do
 
@@ -246,6 +269,26 @@ class App:
         wait_until(lambda: self.tell("held")["held"] == count, what=f"{count} calls wait at the gate of {self.sdk}")
 
     # How they end
+
+    @contextmanager
+    def restarted_with(self, **options: Any) -> Iterator[None]:
+        """It runs with other options."""
+        usual = self._options
+        self._restart(usual | options)
+        try:
+            yield
+        finally:
+            self._restart(usual)
+
+    def _restart(self, options: dict[str, Any]) -> None:
+        self.kill()
+        self._options = options
+        self.start()
+
+    def recover(self) -> None:
+        """Start it again if it has ended."""
+        if self.process.poll() is not None:
+            self.start()
 
     def stop(self) -> None:
         """End it in the SDK's orderly way."""

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from harness import free_port
-from pairs import PAIRS
+from pairs import PAIRS, pair_id
 from sdks import App, consumer, provider
 
 
-@pytest.fixture(params=PAIRS, ids=lambda pair: "-to-".join(map(str, pair)))
+@pytest.fixture(params=PAIRS, ids=pair_id)
 def direct(logs: Path, request: pytest.FixtureRequest) -> Iterator[tuple[App, App]]:
     """A consumer and a provider that call each other without anything between them."""
     consumer_sdk, provider_sdk = request.param

@@ -5,16 +5,17 @@ const { DirectlyDubbo, java } = require('apache-dubbo-js');
 const { main } = require('./app');
 
 async function consume({ address }) {
-  const services = {};
+  const clients = {}; // by timeout: each has a connection
+  const services = {}; // by target
 
   function service({ name, version, timeout }) {
-    const dubbo = DirectlyDubbo.from({
+    clients[timeout] = clients[timeout] || DirectlyDubbo.from({
       dubboAddress: address,
       dubboVersion: '2.0.2',
       dubboInvokeTimeout: timeout / 1000,
     });
     const method = text => [ java.String(text) ];
-    return dubbo.proxyService({
+    return clients[timeout].proxyService({
       dubboInterface: 'interop.Echo',
       group: name || undefined,
       version: version || '0.0.0',

@@ -3,6 +3,8 @@ package interop;
 import java.util.Map;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.ConcurrentHashMap;
+import org.apache.dubbo.common.logger.Level;
+import org.apache.dubbo.common.logger.LoggerFactory;
 import org.apache.dubbo.config.ApplicationConfig;
 import org.apache.dubbo.config.ProtocolConfig;
 import org.apache.dubbo.config.ReferenceConfig;
@@ -19,6 +21,7 @@ public final class DubboApp implements App.Sdk {
     private DubboApp() {}
 
     public static void main(String[] arguments) throws Exception {
+        LoggerFactory.setLevel(Level.ERROR); // it has a line for each call that fails
         App.main(new DubboApp(), arguments[0]);
     }
 
@@ -103,7 +106,10 @@ public final class DubboApp implements App.Sdk {
             ReferenceConfig<Echo> reference = new ReferenceConfig<>();
             reference.setInterface(Echo.class);
             String serialization = target.serialization() == null ? "" : "&serialization=" + target.serialization();
-            reference.setUrl("dubbo://" + options.address() + "?payload=" + PAYLOAD + serialization);
+            // How long it may take to connect again; a minute by default.
+            String reconnect = "&heartbeat=3000&dubbo.application.least-reconnect-duration=1000";
+            String parameters = "?payload=" + PAYLOAD + reconnect + serialization;
+            reference.setUrl("dubbo://" + options.address() + parameters);
             reference.setGroup(target.name());
             reference.setVersion(target.version());
             reference.setTimeout(target.timeout());
