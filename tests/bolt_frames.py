@@ -78,7 +78,7 @@ def parse(data: bytes) -> BoltFrame:
     """A whole frame; its CRC, if it has one, is right."""
     if _has_crc(data):
         data, crc = data[:-4], data[-4:]
-        assert struct.unpack(">I", crc)[0] == zlib.crc32(data)
+        assert struct.unpack(">I", crc)[0] == zlib.crc32(data), data[:200]
     version, fixed = data[0], _fixed_length(data)
     command, _, id, _ = struct.unpack_from(">HBIB", data, version + 1)
     names, block, _ = struct.unpack_from(">HHI", data, fixed - 8)

@@ -136,20 +136,3 @@ def test_a_first_byte_that_is_not_followed_gets_408(workers: Workers) -> None:
     client = workers.connect()
     client.send(b"G")
     assert client.read_response().status == 408
-
-
-@pytest.mark.parametrize("protocol", ["bolt", "dubbo"])
-def test_frames_for_a_single_application_pass_through_unread(protocol: str) -> None:
-    with (
-        Server() as application,
-        Workers(listeners=[{"direction": "inbound", "protocol": "auto"}, {}]) as workers,
-    ):
-        workers.put("com.x.a", [application.address], protocol=protocol, direction="inbound", single=True)
-        client = workers.connect()
-        if protocol == "bolt":
-            first = bolt_frames.request(123, "com.x.a", b"x" * 70_000)
-        else:
-            first = dubbo_frames.request(123, "com.x.A")
-        client.send(first + OPAQUE)
-        exact(application.accept(), first + OPAQUE)
-        assert workers.counters()["calls"] == 0

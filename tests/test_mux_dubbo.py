@@ -136,15 +136,26 @@ def test_a_server_that_changes_its_mind_gets_calls_again(workers: Workers, serve
     assert read_frame(client).id == 2
 
 
-def test_a_draining_worker_says_so_and_finishes_what_is_under_way(workers: Workers, server: Server) -> None:
+def test_a_draining_worker_says_so_to_other_sidecars_and_finishes_what_is_under_way(server: Server) -> None:
+    with Workers(listeners=[{"protocol": "dubbo", "direction": "inbound"}]) as workers:
+        put(workers, "com.x.demo", server, direction="inbound")
+        drain(workers, server, says_so=True)
+
+
+def test_a_draining_worker_does_not_tell_the_application(workers: Workers, server: Server) -> None:
     put(workers, "com.x.demo", server)
+    drain(workers, server, says_so=False)
+
+
+def drain(workers: Workers, server: Server, *, says_so: bool) -> None:
     client = workers.connect()
     client.send(request(1, "com.x.Demo"))
     upstream = server.accept()
     first = read_frame(upstream)
     workers.send(0, DRAIN)
-    goodbye = read_frame(client)
-    assert (goodbye.flags, goodbye.body) == (0xA2, READONLY)
+    if says_so:
+        goodbye = read_frame(client)
+        assert (goodbye.flags, goodbye.body) == (0xA2, READONLY)
     client.send(request(2, "com.x.Demo"))  # on its way when the goodbye came
     upstream.send(response(read_frame(upstream)) + response(first))
     assert [read_frame(client).id for _ in range(2)] == [2, 1]

@@ -35,6 +35,8 @@ cdef inline void out_dirty(Worker *w, Connection *c) noexcept nogil:
 cdef inline void out_add(Worker *w, Connection *c, uint32_t length) noexcept nogil:
     """A frame of length bytes was written where out_room said."""
     cdef Mux *m = mux_of(w, c)
+    if m.queued == 0:
+        m.moved_ms = w.now_ms
     m.last.end += length
     m.queued += length
     out_dirty(w, c)
@@ -70,6 +72,7 @@ cdef void out_sent(Worker *w, Mux *m, uint32_t length) noexcept nogil:
     cdef Buffer *first
     cdef uint32_t n
     m.queued -= length
+    m.moved_ms = w.now_ms
     if m.source != NONE:
         m.before -= length
     while True:

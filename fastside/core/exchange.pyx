@@ -174,7 +174,7 @@ cdef bint request_start(Worker *w, Connection *d, uint32_t head_length) noexcept
         shift = edit_head(p, &head, NULL, 0)
     d.start += shift
     d.ready = head_length - shift
-    outcome = release_body(d)
+    outcome = release_body(w, d)
     if outcome:
         return refuse(w, d, outcome)
     if service == NULL:
@@ -459,7 +459,7 @@ cdef int response_start(Worker *w, Connection *d, Connection *u, uint32_t head_l
     u.state = ST_BODY
     if head.status == 101:
         return exchange_upgrade(w, d, u)
-    outcome = release_body(u)   # so that one send takes head and body
+    outcome = release_body(w, u)    # so that one send takes head and body
     if outcome:
         return response_refused(w, d, u, outcome)
     if head.status >= 200:

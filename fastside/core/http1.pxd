@@ -62,7 +62,8 @@ cdef enum:                      # HttpHead.body
     BODY_NONE = 0
     BODY_LENGTH = 1
     BODY_CHUNKED = 2
-    BODY_UNTIL_CLOSE = 3        # responses only
+    BODY_UNTIL_CLOSE = 3        # responses, and opaque streams
+    BODY_FRAMES = 4             # a stream of frames, see passage.pyx
 
 cdef enum:                      # HttpHead.method
     METHOD_OTHER = 0

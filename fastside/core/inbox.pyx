@@ -107,6 +107,8 @@ cdef void drain_start(Worker *w) noexcept nogil:
             connection_close(w, c)
         elif c.kind == CONN_FRAME_DOWN:
             frames_drain(w, c)
+        elif c.kind == CONN_TCP_DOWN and is_passage(c):
+            run_later(w, c)
         elif c.kind in (CONN_HTTP_DOWN, CONN_NEW_DOWN) and c.state == ST_HEAD and c.start == c.end:
             # Not closed at once: a request could be on its way, and its sender could not tell what became of it.
             timer_set(w, c, DRAIN_IDLE_MS)

@@ -13,6 +13,7 @@ cdef enum:
     FRAME_WHOLE = FRONT_MAX
     MUX_IDLE_MS = 60000         # how long an upstream connection without calls is kept
     MUX_PING_MS = 3000          # how long one may be silent that was asked for a sign of life
+    MUX_STALL_MS = 1000         # how long a full upstream connection may take nothing before calls to it fail
     MUX_ABANDONED = 1024        # calls without an answer, above which an upstream connection gets no new ones
     STREAM_TRAILER = 1          # Connection.chunk_phase while a frame is streamed: its CRC is still to come
     STREAM_LAST = 2             # ... only its CRC is
@@ -169,7 +170,11 @@ cdef void frames_expired(Worker *w, Connection *c) noexcept nogil:
         w.block.counters[C_TIMEOUT_IDLE] += 1
         reset_on_close(c)
         frames_close(w, c, C_CLOSE_TIMEOUT)
-    elif c.state == ST_BODY or (c.start < c.end and m.waits_for == NONE):
+    elif m.waits_for != NONE:
+        if c.kind == CONN_FRAME_DOWN:   # for a server that may have stalled: looks again
+            wait_for_room_over(w, c)
+            run_later(w, c)
+    elif c.state == ST_BODY or c.start < c.end:
         w.block.counters[C_TIMEOUT_HEADER] += 1
         frames_close(w, c, C_CLOSE_TIMEOUT)
     elif c.kind == CONN_FRAME_UP:
@@ -215,9 +220,10 @@ cdef void frames_accepted(Worker *w, Connection *d, uint8_t protocol) noexcept n
 
 
 cdef void frames_drain(Worker *w, Connection *d) noexcept nogil:
-    """The worker drains. Dubbo can tell its peer; Bolt waits for a quiet moment at a frame boundary."""
+    """The worker drains, and d ends at a quiet moment between two frames. Dubbo has a word for it; a caller's own
+    sidecar does not say it: an application that knows no other provider than this would not call at all for a while."""
     cdef uint8_t *out
-    if d.protocol == PROTOCOL_DUBBO:
+    if d.protocol == PROTOCOL_DUBBO and d.direction == INBOUND:
         out = out_room(w, d, FRAME_OWN, WAIT_HEAD)
         if out != NULL:
             out_add(w, d, dubbo_readonly(out))
@@ -381,10 +387,10 @@ cdef int call_start(Worker *w, Connection *d, Frame *f) noexcept nogil:
     if outcome != FRAME_OK:
         return outcome if outcome != FRAME_MORE else <int> BAD_FRONT
     service = service_named(w, d, p, n, f, key, &key_length)
-    if service != NULL and service.flags & SERVICE_SINGLE and not frames_owes(w, d):
-        out_clean(w, d)
-        relay_to(w, d, service)         # one application serves them all: no frame needs to be looked at any more
-        return FRAME_MORE
+    if service != NULL and service.flags & SERVICE_SINGLE and not w.draining and not d.flags & F_APART:
+        if not frames_owes(w, d):
+            passage_start(w, d, service)
+            return FRAME_MORE
     w.block.counters[C_REQUESTS] += 1
     if service == NULL:
         w.block.counters[C_ROUTE_MISSES] += 1
@@ -393,6 +399,12 @@ cdef int call_start(Worker *w, Connection *d, Frame *f) noexcept nogil:
                   tried, &tried_count, &failure)
     if u == NULL:
         return call_refuse(w, d, f, failure, service.text, service.key_len)
+    if mux_of(w, u).queued > OUT_HIGH and f.length <= FRAME_WHOLE:
+        if w.now_ms - mux_of(w, u).moved_ms >= MUX_STALL_MS:
+            return call_refuse(w, d, f, FAIL_OVERLOAD, service.text, service.key_len)
+        wait_for_room(w, d, u)
+        timer_set(w, d, MUX_STALL_MS)
+        return FRAME_MORE
     if f.kind == FRAME_REQUEST:
         call = call_new(w, d, f, service)
         if call == NULL:
@@ -412,14 +424,12 @@ cdef int call_start(Worker *w, Connection *d, Frame *f) noexcept nogil:
 
 
 cdef bint call_forward(Worker *w, Connection *d, Connection *u, const Frame *f, uint32_t id) noexcept nogil:
-    """Queues the frame at d.start for u, or begins to stream it. False: u takes no more at the moment."""
+    """Queues the frame at d.start for u, or begins to stream it. False: there is no buffer."""
     cdef uint8_t *p = buffer_data(d.buffer) + d.start
     cdef uint8_t *to
     if f.length > FRAME_WHOLE:
         stream_start(w, d, u, f, frame_set_id(p, f, id))
         return True
-    if mux_of(w, u).queued > OUT_HIGH:
-        return False
     to = out_room(w, u, <uint32_t> f.length, WAIT_STREAM)
     if to == NULL:
         return False

@@ -12,11 +12,13 @@ cdef enum:                      # what pump returns
     PUMP_BAD                    # bytes outside the message's framing; src.status holds the HttpReason
 
 
-cdef int release_body(Connection *src) noexcept nogil:
+cdef int release_body(Worker *w, Connection *src) noexcept nogil:
     """Marks what src's buffer holds of the message beyond src.ready as ready. 0, or the reason of a refusal."""
     cdef uint32_t at = src.start + src.ready, available = src.end - at, used = 0
     cdef ChunkState chunks
     cdef int outcome
+    if src.body == BODY_FRAMES:
+        return release_frames(w, src)
     if src.body == BODY_NONE:
         src.flags |= F_DONE
     elif src.body == BODY_UNTIL_CLOSE:
@@ -150,6 +152,11 @@ cdef bint take_copy_buffer(Worker *w, Connection *src) noexcept nogil:
     return True
 
 
+cdef inline bint is_stream(const Connection *src) noexcept nogil:
+    """Whether its end is the connection's."""
+    return src.body == BODY_UNTIL_CLOSE or src.body == BODY_FRAMES
+
+
 cdef int pump(Worker *w, Connection *src, Connection *dst) noexcept nogil:
     """Moves what it can of src's message to dst; returns PUMP_*."""
     cdef int64_t budget = PUMP_BUDGET
@@ -173,13 +180,16 @@ cdef int pump(Worker *w, Connection *src, Connection *dst) noexcept nogil:
             pipe_drop(w, src)
             return PUMP_DONE
         if src.start < src.end or src.body == BODY_NONE:
-            rc = release_body(src)
+            rc = release_body(w, src)
             if rc:
                 src.status = rc
                 return PUMP_BAD
-            continue
+            if src.ready or src.flags & F_DONE:
+                continue
+            if src.body == BODY_FRAMES and src.flags & F_CLOSE:     # the passage ends before this frame
+                return PUMP_WAIT
         if not src.flags & F_READABLE:
-            if not src.flags & F_KEPT:
+            if src.start == src.end and not src.flags & F_KEPT:
                 buffer_drop(w, src)
             pipe_drop(w, src)
             return PUMP_WAIT
@@ -201,15 +211,18 @@ cdef int pump(Worker *w, Connection *src, Connection *dst) noexcept nogil:
             if rc == -2:
                 return PUMP_SOURCE_ERROR
             if rc == -1:
-                if src.body != BODY_UNTIL_CLOSE:
+                if not is_stream(src):
                     return PUMP_EOF
                 src.flags |= F_DONE
                 continue
-        if not src.flags & F_KEPT and not take_copy_buffer(w, src):
+        if src.start < src.end:             # the first bytes of a frame's header
+            if room_for_head(w, src) <= 0:
+                return PUMP_WAIT
+        elif not src.flags & F_KEPT and not take_copy_buffer(w, src):
             return PUMP_WAIT
         n = fill_buffer(w, src)
         if n == 0:
-            if src.body != BODY_UNTIL_CLOSE:
+            if not is_stream(src):
                 return PUMP_EOF
             src.flags |= F_DONE
         elif n < 0 and src.flags & F_READABLE:
@@ -250,6 +263,9 @@ cdef void relay_run(Worker *w, Connection *d) noexcept nogil:
         reset_on_close(d)
         reset_on_close(u)
         relay_end(w, d)
+        return
+    if is_passage(d) and passage_over(w, d):
+        passage_end(w, d)
         return
     if d.flags & F_SENT and u.flags & F_SENT:
         w.block.counters[C_CLOSE_DONE] += 1
@@ -298,13 +314,17 @@ cdef bint relay_pick(Worker *w, Connection *d, int *why) noexcept nogil:
         u = upstream_pick(w, d, service, False, why)
     if u == NULL:
         return False
-    d.body = u.body = BODY_UNTIL_CLOSE
+    u.protocol = d.protocol
+    d.body = u.body = BODY_FRAMES if d.protocol else BODY_UNTIL_CLOSE
     return True
 
 
 cdef void relay_connect(Worker *w, Connection *d) noexcept nogil:
     cdef int why = 503
     if not relay_pick(w, d, &why):
+        if d.protocol:
+            passage_end(w, d)           # which tells the caller in a frame
+            return
         if why == 508:
             w.block.counters[C_LOOPS] += 1
         elif why == 503:

@@ -63,6 +63,7 @@ cdef enum:                      # Connection.flags
     F_HEAD_TIMED = 262144       # downstream: the header timeout runs
     F_DIRTY = 524288            # multiplexed: its output queue is to be sent at the end of this loop turn
     F_DOOMED = 1048576          # multiplexed: to be closed as soon as nothing is done on its behalf
+    F_APART = 2097152           # multiplexed downstream: its frames are not passed through unread (again)
     F_SOCKET = F_READABLE | F_WRITABLE | F_RDHUP | F_GONE | F_WATCH_OUT | F_TIMED | F_QUEUED    # outlive a message
 
 cdef enum:                      # Connection.waits
@@ -110,6 +111,7 @@ cdef struct Mux:                # what a multiplexed connection has besides: by 
     uint32_t next_waiter
     uint32_t shared_next        # upstream: list of the connections to one address
     uint32_t shared_previous
+    uint64_t moved_ms           # when bytes of the queue last left, or it began to fill
     uint64_t heard_ms           # upstream: when bytes last came
     uint64_t pinged_ms          # upstream: when it was asked for a sign of life; 0 = it was not
 
