@@ -15,7 +15,6 @@ from harness import DEADLINE, Sidecar
 from registry_process import RegistryProcess
 
 INBOUND, OUTBOUND, API, METRICS = 20881, 20882, 20883, 20884
-DUBBO_OUTBOUND = 30880
 MESH = "http://127.0.0.1:13330"
 """SOFARPC's mesh API."""
 MESH_OUTBOUND = 12220
@@ -35,8 +34,8 @@ class HostSidecar(Sidecar):
             "listeners": [
                 {"name": "inbound", "bind": f"0.0.0.0:{INBOUND}"},
                 {"name": "outbound", "bind": f"127.0.0.1:{OUTBOUND}"},
-                # Dubbo in Java takes "127.0.0.1" for the host's own address and connects to that.
-                {"name": "dubbo", "direction": "outbound", "bind": f"{address}:{DUBBO_OUTBOUND}", "protocol": "dubbo"},
+                # Dubbo in Java takes "127.0.0.1" for the host's own address.
+                {"name": "dubbo", "direction": "outbound", "bind": f"[::1]:{OUTBOUND}", "protocol": "dubbo"},
             ],
         }
         super().__init__(config, directory=directory)
@@ -105,10 +104,9 @@ class Host:
         with self.entered():
             self.sidecar.client.unpublish(service, port)
 
-    def subscribe(self, service: str, protocol: str) -> str | None:
-        """Return the address to call instead of the service's providers."""
+    def subscribe(self, service: str, protocol: str) -> None:
         with self.entered():
-            return self.sidecar.client.subscribe(service, protocol=protocol).address
+            self.sidecar.client.subscribe(service, protocol=protocol)
 
     def unsubscribe(self, service: str) -> None:
         with self.entered():
@@ -117,8 +115,8 @@ class Host:
     def connections_to(self, port: int) -> int:
         """The established connections that were accepted on a port of this host."""
         with self.entered():
-            lines = Path("/proc/thread-self/net/tcp").read_text().splitlines()[1:]
-        fields = (line.split() for line in lines)
+            tables = [Path(f"/proc/thread-self/net/{name}").read_text() for name in ("tcp", "tcp6")]
+        fields = (line.split() for table in tables for line in table.splitlines()[1:])
         return sum(local.endswith(f":{port:04X}") and state == "01" for _, local, _, state, *_ in fields)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from harness import wait_until
-from hosts import DUBBO_OUTBOUND, MESH, MESH_OUTBOUND, OUTBOUND, Host, Hosts
+from hosts import MESH, MESH_OUTBOUND, OUTBOUND, Host, Hosts
 from sdks import DUBBO_JAVA, DUBBO_NODE, SOFARPC_JAVA, SOFARPC_NODE, SOFARPC_PYTHON, App, Sdk, consumer, provider
 
 PAIRS = (
@@ -72,8 +72,7 @@ class Pair:
 
     def consumer_connections(self) -> int:
         """The connections that the consumer has to its sidecar."""
-        outbound = {"bolt": MESH_OUTBOUND if self._consumer_sdk.mesh else OUTBOUND, "dubbo": DUBBO_OUTBOUND}
-        return self.hosts.caller.connections_to(outbound[self._consumer_sdk.protocol])
+        return self.hosts.caller.connections_to(MESH_OUTBOUND if self._consumer_sdk.mesh else OUTBOUND)
 
     @contextmanager
     def withdrawn(self) -> Iterator[None]:
@@ -122,8 +121,9 @@ class Pair:
         if sdk.mesh:
             options: dict[str, Any] = {"registry": MESH}
         else:
-            addresses = {host.subscribe(service, sdk.protocol) for service in self.services}
-            options = {"address": addresses.pop()}
+            options = {"address": sdk.outbound}
+            for service in self.services:
+                host.subscribe(service, sdk.protocol)
         with consumer(sdk, host, self._logs, **options) as app:
             yield app
         if not sdk.mesh:

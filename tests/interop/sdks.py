@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import DEADLINE, wait_until
-from hosts import Host
+from hosts import OUTBOUND, Host
 
 APPS = Path(__file__).parent / "apps"
 BUILT = Path(__file__).parents[2] / ".interop"
@@ -50,6 +50,8 @@ class Sdk:
     """By kind of failure, a pattern of "CLASS: MESSAGE" of the exception that the caller gets."""
     mesh: bool = False
     """It publishes and subscribes by itself, through SOFARPC's mesh API."""
+    outbound: str = f"127.0.0.1:{OUTBOUND}"
+    """Where its consumers call the sidecar, unless they are told by the mesh API."""
     payload: int = 16 * MIB
     """The largest text that it can be made to carry."""
 
@@ -114,6 +116,7 @@ DUBBO_JAVA = Sdk(
         "lost": r"RpcException\([16]\): ",
         "overload": r"RpcException\(1\): ",
     },
+    outbound=f"[::1]:{OUTBOUND}",
 )
 DUBBO_NODE = Sdk(
     "dubbo-node",

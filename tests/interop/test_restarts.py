@@ -44,3 +44,16 @@ def test_drain_of_one_of_two_providers_loses_no_call(pair: Pair) -> None:
         pair.hosts.provider.sidecar.start()
         load.wait_ok()
         load.stop().assert_ok()
+
+
+def test_killed_sidecars_come_back(pair: Pair) -> None:
+    """Also after SIGKILL it is all there: clients say only once what they publish and subscribe to."""
+    pair.consumer.call(timeout=TIMEOUT).assert_ok(1)
+    sidecars = pair.hosts.caller.sidecar, pair.hosts.provider.sidecar
+    for sidecar in sidecars:
+        sidecar.kill_everything()
+    for sidecar in sidecars:
+        sidecar.start()
+    after = pair.consumer.begin(callers=4, timeout=TIMEOUT)
+    after.wait_ok()
+    after.stop().assert_errors_like(pair.errors["lost"])
