@@ -145,6 +145,12 @@ class Metrics:
         for reason, count in counters["rejects"].items():
             rejects.add_metric((reason,), count)
         yield rejects
+        refused = CounterMetricFamily(
+            "fastside_frames_refused", "Frames of Bolt and Dubbo that could not be read", labels=("reason",)
+        )
+        for reason, count in counters["frame_rejects"].items():
+            refused.add_metric((reason,), count)
+        yield refused
         tries = counters["upstream_reuses"] + counters["upstream_connects"]
         yield GaugeMetricFamily(
             "fastside_upstream_reuse_ratio",

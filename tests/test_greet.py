@@ -136,3 +136,12 @@ def test_a_first_byte_that_is_not_followed_gets_408(workers: Workers) -> None:
     client = workers.connect()
     client.send(b"G")
     assert client.read_response().status == 408
+
+
+def test_a_service_of_another_protocol_is_not_called_by_http(workers: Workers, server: Server) -> None:
+    workers.put("com.x.a:1.0", [server.address], protocol="bolt")
+    client = workers.connect()
+    response = client.call("com.x.a:1.0")
+    assert response.status == 404
+    assert b"service 'com.x.a:1.0': it does not speak http" in response.body
+    assert not server.pending()

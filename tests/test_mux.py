@@ -230,6 +230,7 @@ def test_a_malformed_frame_ends_its_own_connection_only(workers: Workers, server
     frame = read_frame(upstream)
     bad.send(b"\x01\x07 not bolt at all, is it?")
     assert bad.read_all() == b""
+    assert sum(workers.counters()["frame_rejects"].values()) == 1
     upstream.send(response(frame))
     answered(good, 1)
 

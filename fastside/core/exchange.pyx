@@ -179,6 +179,8 @@ cdef bint request_start(Worker *w, Connection *d, uint32_t head_length) noexcept
         return refuse(w, d, outcome)
     if service == NULL:
         return unknown_service(w, d, key, key_length)
+    if service.protocol != PROTOCOL_HTTP:
+        return fail(w, d, 404, b"it does not speak http")
     if is_worth_keeping(w, d, service):
         d.flags |= F_KEPT
     d.state = ST_BODY

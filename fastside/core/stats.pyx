@@ -46,7 +46,8 @@ def histogram_bounds():
 def counters(Table table, slot=None):
     """Counters and gauges of one worker slot, or summed over all of them.
 
-    Returns a dict of name -> int; refused requests by reason are under "rejects", a dict of reason -> int.
+    Returns a dict of name -> int; refused messages by reason are under "rejects" (HTTP) and
+    "frame_rejects" (multiplexed protocols), dicts of reason -> int.
     """
     cdef uint32_t first = 0, last = table.shm.live.workers, i, k
     cdef const WorkerBlock *blocks = <const WorkerBlock *> (table.shm.state + table.shm.live.blocks)
@@ -57,12 +58,16 @@ def counters(Table table, slot=None):
         last = first + 1
     result = dict.fromkeys(COUNTER_NAMES + GAUGE_NAMES, 0)
     rejects = dict.fromkeys(REJECT_REASONS, 0)
+    frame_rejects = dict.fromkeys(FRAME_REASONS, 0)
     for i in range(first, last):
         for k, name in enumerate(COUNTER_NAMES + GAUGE_NAMES):
             result[name] += blocks[i].counters[k]
         for k, name in enumerate(REJECT_REASONS):
             rejects[name] += blocks[i].counters[C_REJECTS + k]
+        for k, name in enumerate(FRAME_REASONS):
+            frame_rejects[name] += blocks[i].counters[C_FRAME_REASONS + k]
     result["rejects"] = rejects
+    result["frame_rejects"] = frame_rejects
     return result
 
 
