@@ -139,9 +139,9 @@ def test_a_first_byte_that_is_not_followed_gets_408(workers: Workers) -> None:
 
 
 def test_a_service_of_another_protocol_is_not_called_by_http(workers: Workers, server: Server) -> None:
-    workers.put("com.x.a:1.0", [server.address], protocol="bolt")
+    workers.put("com.x.a", [server.address], protocol="bolt")
     client = workers.connect()
-    response = client.call("com.x.a:1.0")
+    response = client.call("com.x.a")
     assert response.status == 404
-    assert b"service 'com.x.a:1.0': it does not speak http" in response.body
+    assert b"service 'com.x.a': it does not speak http" in response.body
     assert not server.pending()
