@@ -26,17 +26,16 @@ cdef enum:
 
 
 cdef uint64_t hash_bytes(const uint8_t *p, uint32_t length, uint64_t seed) noexcept nogil:
-    cdef uint64_t word
+    cdef uint64_t word = 0
     cdef uint64_t h = seed ^ fs_fold(length ^ MIX_1, MIX_2)
-    while length >= 8:
-        memcpy(&word, p, 8)
-        h = fs_fold(h ^ word, MIX_1)
+    if length < 8:
+        memcpy(&word, p, length)
+        return fs_fold(fs_fold(h ^ word, MIX_2) ^ MIX_3, MIX_1)
+    while length > 8:
+        h = fs_fold(h ^ load_8(p), MIX_1)
         p += 8
         length -= 8
-    if length:
-        word = 0
-        memcpy(&word, p, length)
-        h = fs_fold(h ^ word, MIX_2)
+    h = fs_fold(h ^ load_8(p + length - 8), MIX_2)      # the last eight, some of them once more
     return fs_fold(h ^ MIX_3, MIX_1)
 
 
@@ -150,6 +149,8 @@ cdef const Endpoint *balance_pick(const Shm *shm, Balance *local, const Service 
     cdef bint panic = False
     if service.endpoint_count == 0:
         return NULL
+    if service.endpoint_count == 1 and usable(shm, endpoints, now_ms, tried, tried_count, False):
+        return endpoints
     index = pick_usable(shm, local, service, hash, now_ms, tried, tried_count, NONE, panic)
     if index == NONE:
         # Every endpoint is ejected: a wrong guess about all of them is likelier than that none is left.

@@ -49,6 +49,10 @@ cdef inline uint64_t load_8(const uint8_t *p) noexcept nogil:
     return word
 
 
+cdef inline void store_8(uint8_t *p, uint64_t word) noexcept nogil:
+    memcpy(p, &word, 8)
+
+
 cdef inline uint64_t eight(uint8_t c) noexcept nogil:
     return <uint64_t>0x0101010101010101 * c
 

@@ -90,12 +90,14 @@ cdef bint request_read(Worker *w, Connection *d) noexcept nogil:
 cdef inline uint32_t lower_key(uint8_t *key, const uint8_t *p, Span span) noexcept nogil:
     """Copies a service name in lower case; longer names than MAX_KEY are cut, and then no service has them."""
     cdef uint32_t i = 0, length = span.length if span.length < MAX_KEY else MAX_KEY
-    cdef uint64_t word
     p += span.start
-    while length - i >= 8:
-        word = lower_8(load_8(p + i))
-        memcpy(key + i, &word, 8)
-        i += 8
+    if length >= 8:
+        while length - i > 8:
+            store_8(key + i, lower_8(load_8(p + i)))
+            i += 8
+        i = length - 8                  # the last eight, some of them once more
+        store_8(key + i, lower_8(load_8(p + i)))
+        return length
     while i < length:
         key[i] = lower_byte(p[i])
         i += 1

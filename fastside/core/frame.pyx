@@ -23,10 +23,12 @@ cdef inline bint is_name(const uint8_t *p, Span span) noexcept nogil:
     cdef uint32_t end = span.start + span.length
     if span.length > MAX_KEY:
         return False
-    while end - i >= 8:
-        if has_control(load_8(p + i)):
-            return False
-        i += 8
+    if span.length >= 8:
+        while end - i > 8:
+            if has_control(load_8(p + i)):
+                return False
+            i += 8
+        return not has_control(load_8(p + end - 8))
     while i < end:
         if p[i] < 32 or p[i] == 127:
             return False
