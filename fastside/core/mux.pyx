@@ -576,7 +576,7 @@ cdef int call_answered(Worker *w, Connection *u, const Frame *f) noexcept nogil:
     cdef Call *call = call_find(w, u, f.id)
     cdef Connection *d
     cdef uint32_t patch
-    if call == NULL or call.downstream == NONE:
+    if call == NULL or call.downstream == NONE or w.connections[call.downstream].flags & F_DOOMED:
         w.block.counters[C_LATE_RESPONSES] += 1
         if call != NULL:
             call_end(w, call)
@@ -694,7 +694,7 @@ cdef bint stream_run(Worker *w, Connection *c) noexcept nogil:
     m = w.mux + c.peer
     if to.state == ST_CONNECTING:
         return False
-    if m.before and not out_flush(w, to):
+    if to.flags & F_DOOMED or (m.before and not out_flush(w, to)):
         rc = PUMP_SINK_ERROR
     elif m.before:
         return False
