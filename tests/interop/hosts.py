@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -53,10 +52,6 @@ class HostSidecar(Sidecar):
     def metrics(self) -> dict[str, float]:
         with self._namespace.entered():
             return super().metrics()
-
-    def cli(self, *arguments: str, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-        with self._namespace.entered():
-            return super().cli(*arguments, check=check, timeout=timeout)
 
     @contextmanager
     def stopping(self) -> Iterator[None]:

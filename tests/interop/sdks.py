@@ -8,11 +8,14 @@ import os
 import re
 import select
 import subprocess
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from harness import DEADLINE, wait_until
 from hosts import OUTBOUND, Host
@@ -47,7 +50,11 @@ class Sdk:
     port: int
     """Where its providers listen by default."""
     errors: Mapping[str, str]
-    """By kind of failure, a pattern of "CLASS: MESSAGE" of the exception that the caller gets."""
+    """By kind of failure, a pattern of "CLASS: MESSAGE" of the exception that the caller gets:
+    no provider  the sidecar knows no provider of the service    exception  the provider threw one
+    lost         the provider died, or refuses connections       timeout    the caller's own
+    away         the caller's sidecar is away, or goes           overload   the provider refuses more calls
+    """
     mesh: bool = False
     """It publishes and subscribes by itself, through SOFARPC's mesh API."""
     outbound: str = f"127.0.0.1:{OUTBOUND}"
@@ -71,10 +78,11 @@ SOFARPC_JAVA = Sdk(
     ),
     12200,
     {
-        "unknown service": r"SofaRpcException\(\d+\)",
+        "no provider": r"SofaRpcException\(299\): .* NO_PROCESSOR",
         "exception": r"IllegalStateException: |SofaRpcException\(230\): ",  # it cannot read an exception of Node.js
         "timeout": "SofaTimeOutException",
-        "lost": r"Sofa(Rpc|Route)Exception\(\d+\)",
+        "lost": r"SofaRpcException\(250\): .* Connection closed!",
+        "away": r"Sofa(Rpc|Route)Exception\(2\d\d\): ",
         "overload": r"SofaRpcException\(100\)",
     },
     mesh=True,
@@ -85,10 +93,11 @@ SOFARPC_NODE = Sdk(
     ("node", str(APPS / "node/sofarpc.js")),
     12200,
     {
-        "unknown service": "Error: ",
-        "exception": r"(java\.lang\.IllegalState|RpcServer)Exception: |Error: ",
+        "no provider": "Error: Server exception ",  # the same for every status
+        "exception": r"java\.lang\.IllegalStateException: ",
         "timeout": "RpcResponseTimeoutError: ",
-        "lost": r"(Rpc\w+)?Error: ",
+        "lost": "Error: Server exception ",
+        "away": r"(Rpc\w+)?Error: ",
     },
 )
 SOFARPC_PYTHON = Sdk(
@@ -97,10 +106,11 @@ SOFARPC_PYTHON = Sdk(
     (str(BUILT / "python/bin/python"), str(APPS / "python/sofarpc.py")),
     12200,
     {
-        "unknown service": "KeyError: ",  # it looks for the result of a failed call, and does not find it
+        "no provider": "KeyError: ",  # it looks for the result of a failed call, and does not find it
         "exception": "KeyError: ",
         "timeout": "TimeoutError: ",
-        "lost": "(Key|Attribute|Timeout)Error: ",  # it does not notice that its connection was closed
+        "lost": "KeyError: ",
+        "away": "(Key|Attribute|Timeout)Error: ",  # it does not notice that its connection has ended
     },
     mesh=True,
 )
@@ -110,10 +120,11 @@ DUBBO_JAVA = Sdk(
     _java("dubbo", "DubboApp"),
     20880,
     {
-        "unknown service": r"RpcException\(1\): ",
+        "no provider": r"RpcException\(1\): .* fastside: service ",
         "exception": "IllegalStateException: ",
         "timeout": r"RpcException\(2\): ",
-        "lost": r"RpcException\([16]\): ",
+        "lost": r"RpcException\(1\): .* fastside: service ",
+        "away": r"RpcException\([16]\): ",
         "overload": r"RpcException\(1\): ",
     },
     outbound=f"[::1]:{OUTBOUND}",
@@ -124,10 +135,11 @@ DUBBO_NODE = Sdk(
     ("node", str(APPS / "node/dubbo.js")),
     20880,
     {
-        "unknown service": "Error: ",
+        "no provider": "Error: .*fastside: service ",
         "exception": "java.lang.IllegalStateException: ",
         "timeout": "Error: remote invoke timeout",
-        "lost": "Error: ",
+        "lost": "Error: .*fastside: service ",
+        "away": "Error: ",
     },
     payload=7 * MIB,  # it refuses to send more than 8 MiB
 )
@@ -151,10 +163,6 @@ class Result:
     @property
     def in_flight(self) -> int:
         return self.started - self.finished
-
-    @property
-    def failed(self) -> int:
-        return self.finished - self.ok
 
     def assert_ok(self, count: int | None = None) -> None:
         """Every call returned what it should, and there were `count` of them."""
@@ -345,8 +353,7 @@ class Run:
 
     def wait(self) -> Result:
         """Wait until all calls have been made and have ended."""
-        wait_until(lambda: self.look().done, 3 * DEADLINE, f"the calls end; {self.look()}")
-        return self.look()
+        return self._until(lambda result: result.done, 3 * DEADLINE)
 
     def stop(self) -> Result:
         """Start no further call, and wait until those under way have ended."""
@@ -356,12 +363,21 @@ class Run:
     def wait_finished(self, more: int) -> None:
         """Wait until so many further calls have ended, well or not."""
         goal = self.look().finished + more
-        wait_until(lambda: self.look().finished >= goal, what=f"calls end; {self.look()}")
+        self._until(lambda result: result.finished >= goal)
 
     def wait_in_flight(self, count: int) -> None:
-        wait_until(lambda: self.look().in_flight == count, what=f"{count} calls are in flight; {self.look()}")
+        """Wait until so many calls have neither returned nor failed."""
+        self._until(lambda result: result.in_flight == count)
 
     def wait_ok(self, more: int = 10) -> None:
         """Wait until so many further calls have succeeded."""
         goal = self.look().ok + more
-        wait_until(lambda: self.look().ok >= goal, 2 * DEADLINE, f"calls succeed; {self.look()}")
+        self._until(lambda result: result.ok >= goal, 2 * DEADLINE)
+
+    def _until(self, condition: Callable[[Result], bool], deadline: float = DEADLINE) -> Result:
+        end = time.monotonic() + deadline
+        while not condition(result := self.look()):
+            if time.monotonic() > end:
+                pytest.fail(f"not within {deadline:g} s what was expected of these calls: {result}")
+            time.sleep(0.01)
+        return result

@@ -24,10 +24,10 @@ def test_serialization(pair: Pair, serialization: str, size: int) -> None:
 
 @only((DUBBO_JAVA, DUBBO_JAVA), (DUBBO_NODE, DUBBO_JAVA))
 def test_no_such_version(pair: Pair) -> None:
-    pair.consumer.call(calls=5, version="3.0.0").assert_failed(pair.errors["unknown service"], 5)
+    pair.consumer.call(calls=5, version="3.0.0").assert_failed(pair.errors["no provider"], 5)
 
 
 @only((DUBBO_JAVA, DUBBO_JAVA))
 def test_error_in_the_caller_s_serialization(pair: Pair) -> None:
     result = pair.consumer.call(version="3.0.0", serialization="fastjson2")
-    result.assert_failed(pair.errors["unknown service"], 1)
+    result.assert_failed(pair.errors["no provider"], 1)

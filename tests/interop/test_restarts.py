@@ -22,7 +22,7 @@ def test_calls_under_way_are_answered_before_a_sidecar_ends(pair: Pair, side: st
     sidecar.start()
     after = pair.consumer.begin(callers=4, timeout=TIMEOUT)
     after.wait_ok()
-    after.stop().assert_errors_like(pair.errors["lost"])
+    after.stop().assert_errors_like(pair.errors["away"])
 
 
 @pytest.mark.parametrize("side", ["caller", "provider"])
@@ -32,7 +32,7 @@ def test_restart_under_load(pair: Pair, side: str) -> None:
     getattr(pair.hosts, side).sidecar.restart()
     load.wait_ok()
     result = load.stop()
-    result.assert_errors_like(pair.errors["lost"])
+    result.assert_errors_like(pair.errors["away"])
 
 
 def test_drain_of_one_of_two_providers_loses_no_call(pair: Pair) -> None:
@@ -56,4 +56,4 @@ def test_killed_sidecars_come_back(pair: Pair) -> None:
         sidecar.start()
     after = pair.consumer.begin(callers=4, timeout=TIMEOUT)
     after.wait_ok()
-    after.stop().assert_errors_like(pair.errors["lost"])
+    after.stop().assert_errors_like(pair.errors["away"])
