@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
+import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Interface
 from pathlib import Path
+from typing import Any
 
 from fastside.netns import Namespace, join
 from harness import DEADLINE, Sidecar
@@ -18,6 +21,8 @@ MESH = "http://127.0.0.1:13330"
 """SOFARPC's mesh API."""
 MESH_OUTBOUND = 12220
 """Where SOFARPC calls if it subscribed by its mesh API."""
+DUBBOD = 22222
+"""MOSN's dubbod API."""
 
 
 class HostSidecar(Sidecar):
@@ -30,6 +35,7 @@ class HostSidecar(Sidecar):
             "api": f"127.0.0.1:{API}",
             "metrics": f"127.0.0.1:{METRICS}",
             "mesh": MESH.removeprefix("http://"),
+            "dubbod": f"127.0.0.1:{DUBBOD}",
             "listeners": [
                 {"name": "inbound", "bind": f"0.0.0.0:{INBOUND}"},
                 {"name": "outbound", "bind": f"127.0.0.1:{OUTBOUND}"},
@@ -106,6 +112,15 @@ class Host:
     def unsubscribe(self, service: str) -> None:
         with self.entered():
             self.sidecar.client.unsubscribe(service)
+
+    def dubbod(self, call: str, service: str) -> Any:
+        """Call the dubbod API (pub, unpub, sub, unsub), and return its answer."""
+        body = {"registry": {"type": "zookeeper"}, "service": {"interface": service, "methods": ["echo"]}}
+        with self.entered():
+            connection = http.client.HTTPConnection("127.0.0.1", DUBBOD, timeout=DEADLINE)
+            with contextlib.closing(connection):
+                connection.request("POST", f"/{call}", json.dumps(body))
+                return json.loads(connection.getresponse().read())
 
     def connections_to(self, port: int) -> int:
         """The established connections that were accepted on a port of this host."""

@@ -54,6 +54,7 @@ class Sdk:
     no provider  the sidecar knows no provider of the service    exception  the provider threw one
     lost         the provider died, or refuses connections       timeout    the caller's own
     away         the caller's sidecar is away, or goes           overload   the provider refuses more calls
+    cut          likewise, but the call was on its way
     """
     mesh: bool = False
     """It publishes and subscribes by itself, through SOFARPC's mesh API."""
@@ -83,6 +84,7 @@ SOFARPC_JAVA = Sdk(
         "timeout": "SofaTimeOutException",
         "lost": r"SofaRpcException\(250\): .* Connection closed!",
         "away": r"Sofa(Rpc|Route)Exception\(2\d\d\): ",
+        "cut": r"SofaRpcException\(250\): ",
         "overload": r"SofaRpcException\(100\)",
     },
     mesh=True,
@@ -97,7 +99,8 @@ SOFARPC_NODE = Sdk(
         "exception": r"java\.lang\.IllegalStateException: ",
         "timeout": "RpcResponseTimeoutError: ",
         "lost": "Error: Server exception ",
-        "away": r"(Rpc\w+)?Error: ",
+        "away": r"Rpc\w+Error: ",
+        "cut": "RpcSocketCloseError: ",
     },
 )
 SOFARPC_PYTHON = Sdk(
@@ -110,7 +113,8 @@ SOFARPC_PYTHON = Sdk(
         "exception": "KeyError: ",
         "timeout": "TimeoutError: ",
         "lost": "KeyError: ",
-        "away": "(Key|Attribute|Timeout)Error: ",  # it does not notice that its connection has ended
+        "away": "(Attribute|Timeout)Error: ",
+        "cut": "TimeoutError: ",  # it does not notice that its connection has ended
     },
     mesh=True,
 )
@@ -125,6 +129,7 @@ DUBBO_JAVA = Sdk(
         "timeout": r"RpcException\(2\): ",
         "lost": r"RpcException\(1\): .* fastside: service ",
         "away": r"RpcException\([16]\): ",
+        "cut": r"RpcException\(1\): ",
         "overload": r"RpcException\(1\): ",
     },
     outbound=f"[::1]:{OUTBOUND}",
@@ -140,6 +145,7 @@ DUBBO_NODE = Sdk(
         "timeout": "Error: remote invoke timeout",
         "lost": "Error: .*fastside: service ",
         "away": "Error: ",
+        "cut": "Error: ",
     },
     payload=7 * MIB,  # it refuses to send more than 8 MiB
 )
@@ -180,8 +186,15 @@ class Result:
     def assert_errors_like(self, pattern: str) -> None:
         """No call returned something wrong, and those that failed did so with an exception like `pattern`."""
         assert self.wrong == 0, self
-        for name, message in self.messages.items():
-            assert re.match(pattern, f"{name}: {message}", re.DOTALL), self
+        assert self.failures_like(pattern) == sum(self.errors.values()), self
+
+    def failures_like(self, pattern: str) -> int:
+        """How many calls failed with an exception like `pattern`."""
+        return sum(
+            count
+            for name, count in self.errors.items()
+            if re.match(pattern, f"{name}: {self.messages[name]}", re.DOTALL)
+        )
 
 
 class App:
