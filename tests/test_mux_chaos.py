@@ -163,7 +163,7 @@ async def test_each_caller_gets_the_answer_to_his_own_call(
         port = workers.address()[1]
         async with asyncio.timeout(90):
             await asyncio.gather(*(chaos.connection(port, number) for number in range(CONNECTIONS)))
-        await asyncio.to_thread(workers.wait_for, downstreams=0)
+        await asyncio.to_thread(workers.wait_for, downstreams=0, buffers=0, pipes=0)
     for server in servers:
         server.close()
     while chaos.serving:  # the workers' end ends their connections
