@@ -125,7 +125,8 @@ class TestSlot:
         assert [message[1] for message in received[:-1]] == [*range(2000)]
         kind, identity, number, length, payload, [fd] = received[-1]
         assert (kind, identity, number, length) == (To.LISTENER_ADD, 7, 0, len(payload))
-        assert payload == bytes((1, 0, 0, 0))
+        [entry] = listener.entries()
+        assert payload == bytes((entry.direction, entry.protocol, 0, 0))
         assert os.fstat(fd).st_ino == listener.inodes()[0]
         os.close(fd)
         assert drained(slot) == []
