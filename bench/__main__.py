@@ -108,12 +108,10 @@ def bolt(rounds: int, seconds: float) -> None:
     samples = measured(["direct", "haproxy", "fastside"], loads, 1, rounds, seconds)
 
     def ratio(cell: Cell, cost: Callable[[Sample], float]) -> str:
-        ours, theirs = (
-            median(cost(sample) for sample in cells.best(samples[cell.name, peer])) for peer in ("fastside", "haproxy")
-        )
-        return f"{ours / theirs:.2f}"
+        pairs = zip(samples[cell.name, "fastside"], samples[cell.name, "haproxy"], strict=True)
+        return f"{median(cost(ours) / cost(theirs) for ours, theirs in pairs):.2f}"
 
-    click.echo("CPU time per call, fastside / HAProxy\n")
+    click.echo("CPU time per call, fastside / HAProxy: median of the rounds' ratios\n")
     table(
         ["cell", "forwarder", "total"],
         [[cell.name, ratio(cell, partial(Sample.cost, cell=cell)), ratio(cell, Sample.total_cost)] for cell in loads],
