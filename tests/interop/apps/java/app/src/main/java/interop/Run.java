@@ -79,10 +79,13 @@ final class Run {
 
     /** The next call's text, which no other call has; null if there is no further call. */
     private String next() {
-        int number = started.getAndUpdate(n -> stopped || n == command.calls() ? n : n + 1);
-        if (stopped || number == command.calls()) {
-            return null;
-        }
+        int number;
+        do {
+            number = started.get();
+            if (stopped || number == command.calls()) {
+                return null;
+            }
+        } while (!started.compareAndSet(number, number + 1));
         String prefix = number + ":";
         return prefix + filling.substring(0, Math.max(0, command.size() - prefix.length()));
     }
