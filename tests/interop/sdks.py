@@ -111,7 +111,7 @@ SOFARPC_PYTHON = Sdk(
     {
         "no provider": "KeyError: ",  # it looks for the result of a failed call, and does not find it
         "exception": "KeyError: ",
-        "timeout": "TimeoutError: ",
+        "timeout": "(Timeout|Key)Error: ",  # its provider, too, ends a call when its time is over
         "lost": "KeyError: ",
         "away": "(Attribute|Timeout)Error: ",
         "cut": "TimeoutError: ",  # it does not notice that its connection has ended
