@@ -54,7 +54,7 @@ class Sdk:
     no provider  the sidecar knows no provider of the service    exception  the provider threw one
     lost         the provider died, or refuses connections       timeout    the caller's own
     away         the caller's sidecar is away, or goes           overload   the provider refuses more calls
-    cut          likewise, but the call was on its way
+    cut          likewise, but the call was on its way; only where the class tells that
     """
     mesh: bool = False
     """It publishes and subscribes by itself, through SOFARPC's mesh API."""
@@ -129,7 +129,6 @@ DUBBO_JAVA = Sdk(
         "timeout": r"RpcException\(2\): ",
         "lost": r"RpcException\(1\): .* fastside: service ",
         "away": r"RpcException\([16]\): ",
-        "cut": r"RpcException\(1\): ",
         "overload": r"RpcException\(1\): ",
     },
     outbound=f"[::1]:{OUTBOUND}",
@@ -145,7 +144,6 @@ DUBBO_NODE = Sdk(
         "timeout": "Error: remote invoke timeout",
         "lost": "Error: .*fastside: service ",
         "away": "Error: ",
-        "cut": "Error: ",
     },
     payload=7 * MIB,  # it refuses to send more than 8 MiB
 )

@@ -26,14 +26,15 @@ def test_calls_under_way_are_answered_before_a_sidecar_ends(pair: Pair, side: st
 
 
 def test_restart_of_the_caller_s_sidecar_under_load(pair: Pair) -> None:
-    """No caller loses more than the call that was on its way when the connection ended."""
+    """No caller loses more than the call that was on its way when the connection ended, where that can be told."""
     load = pair.consumer.begin(callers=8, timeout=TIMEOUT)
     load.wait_ok()
     pair.hosts.caller.sidecar.restart()
     load.wait_ok()
     result = load.stop()
     result.assert_errors_like(pair.errors["away"])
-    assert result.failures_like(pair.errors["cut"]) <= 8, result
+    if "cut" in pair.errors:
+        assert result.failures_like(pair.errors["cut"]) <= 8, result
 
 
 def test_restart_of_the_provider_s_sidecar_under_load(pair: Pair) -> None:
