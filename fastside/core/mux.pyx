@@ -271,7 +271,7 @@ cdef void frames_read(Worker *w, Connection *c) noexcept nogil:
         if budget <= 0:
             run_later(w, c)
             return
-        if m.bulky and c.start == c.end:
+        if m.bulky:
             widen(w, c)
         if room_for_head(w, c) <= 0:        # waits for a buffer; FRAME_WHOLE fits the large one
             return
@@ -279,22 +279,26 @@ cdef void frames_read(Worker *w, Connection *c) noexcept nogil:
         if n == 0 or (n < 0 and c.flags & F_READABLE):
             frames_ended(w, c, n)
             return
-        m.bulky = c.end == c.buffer.size or (m.bulky and n > SMALL_BUFFER)
         if n > 0:
             budget -= n
             m.heard_ms = w.now_ms
+        m.bulky = budget <= PUMP_BUDGET - (SMALL_BUFFER - HEADROOM)
 
 
 cdef inline void widen(Worker *w, Connection *c) noexcept nogil:
-    """A large buffer for c, which has an empty one or none and much to read, if memory is plenty."""
+    """A large buffer for c, which has much to read, if memory is plenty."""
     cdef Buffer *large
+    cdef uint32_t held = c.end - c.start
     if c.buffer != NULL and c.buffer.size == LARGE_BUFFER:
         return
     large = buffer_take(w, LARGE_BUFFER, w.settings[SET_BUFFERS] // 4)
     if large != NULL:
+        if held:
+            memcpy(buffer_data(large) + HEADROOM, buffer_data(c.buffer) + c.start, held)
         buffer_drop(w, c)
         c.buffer = large
-        c.start = c.end = HEADROOM
+        c.start = HEADROOM
+        c.end = HEADROOM + held
 
 
 cdef inline int frame_skip(Connection *c, const Frame *f) noexcept nogil:
