@@ -29,7 +29,8 @@ class BoltFrame:
 
 def pairs(**values: str) -> bytes:
     """A header block."""
-    return b"".join(struct.pack(">I", len(text)) + text.encode() for pair in values.items() for text in pair)
+    texts = (text.encode() for pair in values.items() for text in pair)
+    return b"".join(struct.pack(">I", len(text)) + text for text in texts)
 
 
 def request(
