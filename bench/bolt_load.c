@@ -25,6 +25,7 @@
 #include <sys/timerfd.h>
 #include <unistd.h>
 
+#include "bytes.h"
 #include "latency.h"
 
 enum { READ_SIZE = 256 << 10, FRAME_MAX = 64 << 10, MAX_SERVICES = 16, MAX_STATUS = 32 };
@@ -68,22 +69,6 @@ static void give_up(const char *what)
 {
     fprintf(stderr, "bolt_load: %s\n", what);
     exit(1);
-}
-
-static uint32_t be32(const char *p)
-{
-    uint32_t x;
-
-    memcpy(&x, p, 4);
-    return ntohl(x);
-}
-
-static uint16_t be16(const char *p)
-{
-    uint16_t x;
-
-    memcpy(&x, p, 2);
-    return ntohs(x);
 }
 
 static char *put16(char *to, uint16_t x)

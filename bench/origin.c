@@ -28,6 +28,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "bytes.h"
+
 enum { SMALL_BODY = 128, LARGE_BODY = 1 << 20, HEAD_MAX = 4096, MAX_FDS = 65536, MAX_PORTS = 16 };
 enum { BOLT_REQUEST = 22, BOLT_RESPONSE = 20, BOLT_ANSWER = 120 };  /* bytes: fixed headers, a whole response */
 enum kind { FREE, LISTENER, HTTP, ECHO, SOURCE, BOLT };
@@ -224,22 +226,6 @@ static void on_source(int fd, uint32_t events)
 {
     if (events & (EPOLLERR | EPOLLHUP) || (send(fd, filler, 256 << 10, MSG_NOSIGNAL) < 0 && errno != EAGAIN))
         drop(fd);
-}
-
-static uint32_t be32(const char *p)
-{
-    uint32_t x;
-
-    memcpy(&x, p, 4);
-    return ntohl(x);
-}
-
-static uint16_t be16(const char *p)
-{
-    uint16_t x;
-
-    memcpy(&x, p, 2);
-    return ntohs(x);
 }
 
 /* Bolt v1: a response of class SofaResponse with some content, but for its id. */
