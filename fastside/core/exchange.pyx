@@ -484,7 +484,7 @@ cdef bint exchange_elsewhere(Worker *w, Connection *d, Connection *u, const Http
     cdef Service *service = table_by_sid(&w.shm, d.sid, d.sid_gen)
     cdef uint64_t length = head.length + (head.content_length if head.body == BODY_LENGTH else 0)
     cdef int why
-    endpoint_tried(d, u.address)
+    endpoint_tried(d.tried, &d.tried_count, u.address)
     if service == NULL or upstream_pick(w, d, service, True, &why) == NULL:
         return False
     upstream_release(w, u, d.flags & F_SENT and head.body <= BODY_LENGTH and length == u.end - u.start

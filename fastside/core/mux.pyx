@@ -395,12 +395,10 @@ cdef int call_start(Worker *w, Connection *d, Frame *f) noexcept nogil:
         if not frames_owes(w, d):
             passage_start(w, d, service)
             return FRAME_MORE
-    w.block.counters[C_REQUESTS] += 1
     if service == NULL:
         w.block.counters[C_ROUTE_MISSES] += 1
         return call_refuse(w, d, f, FAIL_NO_SERVICE, key, key_length)
-    u = mux_place(w, service, hash_bytes(d.peer_ip, 16, 0) if service.policy >= HASH_SOURCE else 0, d, f,
-                  tried, &tried_count, &failure)
+    u = mux_place(w, service, d, f, tried, &tried_count, &failure)
     if u == NULL:
         return call_refuse(w, d, f, failure, service.text, service.key_len)
     if mux_of(w, u).queued > OUT_HIGH and f.length <= FRAME_WHOLE:
@@ -417,6 +415,7 @@ cdef int call_start(Worker *w, Connection *d, Frame *f) noexcept nogil:
         if call != NULL:
             call_end(w, call)
         return call_refuse(w, d, f, FAIL_OVERLOAD, service.text, service.key_len)
+    w.block.counters[C_REQUESTS] += 1
     stats_for(w, service.sid, service.sid_gen).bytes_received += f.length
     if call != NULL:
         call.tried_count = tried_count
@@ -446,6 +445,7 @@ cdef bint call_forward(Worker *w, Connection *d, Connection *u, const Frame *f, 
 cdef int call_refuse(Worker *w, Connection *d, const Frame *f, int failure, const uint8_t *key,
                      uint32_t key_length) noexcept nogil:
     """Answers a request that goes nowhere, and leaves it out."""
+    w.block.counters[C_REQUESTS] += 1
     if failure == FAIL_OVERLOAD:
         w.block.counters[C_OVERLOADS] += 1
     elif failure == FAIL_NO_ENDPOINT:
@@ -845,10 +845,11 @@ cdef Mux *mux_start(Worker *w, const Connection *c) noexcept nogil:
     return m
 
 
-cdef Connection *mux_place(Worker *w, const Service *service, uint64_t hash, const Connection *d, const Frame *f,
-                           uint32_t *tried, uint8_t *tried_count, int *failure) noexcept nogil:
+cdef Connection *mux_place(Worker *w, const Service *service, const Connection *d, const Frame *f, uint32_t *tried,
+                           uint8_t *tried_count, int *failure) noexcept nogil:
     """A connection, perhaps still connecting, to the endpoint that the service's policy gives; NULL when there is none,
     and then *failure tells why (FAIL_*)."""
+    cdef uint64_t hash = hash_bytes(d.peer_ip, 16, 0) if service.policy >= HASH_SOURCE else 0
     cdef const Endpoint *endpoint
     cdef Connection *u
     while True:
@@ -874,15 +875,8 @@ cdef Connection *mux_place(Worker *w, const Service *service, uint64_t hash, con
         if errno in (EMFILE, ENFILE, ENOBUFS, ENOMEM):
             failure[0] = FAIL_OVERLOAD
             return NULL
-        endpoint_failed(w, endpoint.address, tried, tried_count)
-
-
-cdef void endpoint_failed(Worker *w, uint32_t address, uint32_t *tried, uint8_t *tried_count) noexcept nogil:
-    w.block.counters[C_UPSTREAM_CONNECT_FAILURES] += 1
-    address_failed(&w.shm, address, w.now_ms, w.settings[SET_EJECT_FAILURES], w.settings[SET_EJECT_MS])
-    if tried_count[0] < 3:
-        tried[tried_count[0]] = address
-        tried_count[0] += 1
+        endpoint_failed(w, endpoint.address)
+        endpoint_tried(tried, tried_count, endpoint.address)
 
 
 cdef void mux_connect_failed(Worker *w, Connection *u) noexcept nogil:
@@ -894,8 +888,7 @@ cdef void mux_connect_failed(Worker *w, Connection *u) noexcept nogil:
     cdef uint32_t failed = u.address
     cdef Frame f
     cdef uint8_t *p
-    w.block.counters[C_UPSTREAM_CONNECT_FAILURES] += 1
-    address_failed(&w.shm, failed, w.now_ms, w.settings[SET_EJECT_FAILURES], w.settings[SET_EJECT_MS])
+    endpoint_failed(w, failed)
     u.flags |= F_DOOMED
     m.source = NONE
     while buffer != NULL:
@@ -933,14 +926,11 @@ cdef void call_again(Worker *w, Connection *u, uint8_t *p, const Frame *f, Conne
             frame_skip(source, f)
         return
     call_unsend(w, call)
-    if call.tried_count < 3:
-        call.tried[call.tried_count] = failed
-        call.tried_count += 1
+    endpoint_tried(call.tried, &call.tried_count, failed)
     service = table_by_sid(&w.shm, call.sid, call.sid_gen)
     if service != NULL:
         w.block.counters[C_RETRIES] += 1
-        other = mux_place(w, service, hash_bytes(w.connections[call.downstream].peer_ip, 16, 0),
-                          w.connections + call.downstream, f, call.tried, &call.tried_count, &failure)
+        other = mux_place(w, service, w.connections + call.downstream, f, call.tried, &call.tried_count, &failure)
     if other != NULL and source != NULL:
         stream_start(w, source, other, f, source.chunk_trailer)
         call_send(w, call, other)

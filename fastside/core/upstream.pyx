@@ -179,15 +179,21 @@ cdef Connection *upstream_pick(Worker *w, Connection *d, const Service *service,
 
 
 cdef void connect_failed(Worker *w, Connection *d, uint32_t address) noexcept nogil:
+    endpoint_failed(w, address)
+    endpoint_tried(d.tried, &d.tried_count, address)
+
+
+cdef void endpoint_failed(Worker *w, uint32_t address) noexcept nogil:
+    """A connect to the address failed."""
     w.block.counters[C_UPSTREAM_CONNECT_FAILURES] += 1
     address_failed(&w.shm, address, w.now_ms, w.settings[SET_EJECT_FAILURES], w.settings[SET_EJECT_MS])
-    endpoint_tried(d, address)
 
 
-cdef inline void endpoint_tried(Connection *d, uint32_t address) noexcept nogil:
-    if d.tried_count < 3:
-        d.tried[d.tried_count] = address
-        d.tried_count += 1
+cdef inline void endpoint_tried(uint32_t *tried, uint8_t *count, uint32_t address) noexcept nogil:
+    """Leaves the address out when the same request or call picks again."""
+    if count[0] < 3:
+        tried[count[0]] = address
+        count[0] += 1
 
 
 cdef void upstream_release(Worker *w, Connection *u, bint reusable) noexcept nogil:
